@@ -1,0 +1,7 @@
+//! kmsfs: encrypted tables as folders of item files, decrypted only for the key users of a key policy.
+//!
+//! The layers, lowest first; a module imports only lower levels and its own children (`tests/layering.rs`).
+
+pub mod types;
+
+pub mod crypto;
