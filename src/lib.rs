@@ -5,3 +5,4 @@
 pub mod types;
 
 pub mod crypto;
+pub mod policy;
