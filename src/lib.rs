@@ -2,7 +2,9 @@
 //!
 //! The layers, lowest first; a module imports only lower levels and its own children (`tests/layering.rs`).
 
+pub mod sys;
 pub mod types;
 
 pub mod crypto;
 pub mod policy;
+pub mod store;
