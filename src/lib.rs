@@ -8,3 +8,5 @@ pub mod types;
 pub mod crypto;
 pub mod policy;
 pub mod store;
+
+pub mod audit;
