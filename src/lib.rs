@@ -10,3 +10,5 @@ pub mod policy;
 pub mod store;
 
 pub mod audit;
+
+pub mod kms;

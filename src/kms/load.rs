@@ -1,0 +1,149 @@
+//! The key service as a store's records have it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, RwLock};
+
+use super::clock::Clock;
+use super::key::{BoundPolicy, Key};
+use super::record::{KeyRecord, PolicyRecord, StoreRecord, TableRecord};
+use super::table::Table;
+use super::wrap::{self, Wrapped};
+use super::{Inner, Kms, KmsError, Subject};
+use crate::audit::Trail;
+use crate::policy::{self, Bindings, PForm, Policy};
+use crate::store::{Change, RecordKind, Store};
+use crate::types::{KeyId, TableId};
+
+/// What is wrong with an object's record; the rest of the store is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    pub kind: RecordKind,
+    pub id: [u8; 16],
+}
+
+impl Kms {
+    /// A new store's key service: its own keys, and a policy that makes `administrators` administrators.
+    pub fn initialise(store: Arc<Store>, trail: Arc<Trail>, administrators: &[PForm]) -> Result<Self, KmsError> {
+        let kms = Self::empty(store, Some(trail));
+        let policy = PolicyRecord {
+            text: policy::default_store_policy(administrators),
+            bindings: Bindings::default(),
+            generation: 1,
+        };
+        let mut contents = vec![(
+            RecordKind::StorePolicy,
+            *kms.store_id().as_bytes(),
+            super::manage::to_json(&StoreRecord { policy: bound(policy)? })?,
+        )];
+        for (id, record) in kms.own_key_records()? {
+            contents.push((RecordKind::Key, *id.as_bytes(), super::manage::to_json(&record)?));
+        }
+        let changes: Vec<_> = contents
+            .iter()
+            .map(|(kind, id, content)| Change { kind: *kind, id: *id, content: Some(content.as_slice()) })
+            .collect();
+        kms.log_daemon("CreateStore", &format!("store {}", kms.store_id()))?;
+        let head = kms.trail.as_ref().map_or(Ok(kms.store.trail_head()), |trail| trail.sync())?;
+        kms.store.commit(&changes, head)?;
+        kms.load_all();
+        Ok(kms)
+    }
+
+    /// The key service of an existing store, and what in its records does not verify.
+    /// Without a trail: for a read-only mount.
+    pub fn open(store: Arc<Store>, trail: Option<Arc<Trail>>) -> Result<(Self, Vec<Damaged>), KmsError> {
+        let kms = Self::empty(store, trail);
+        let damaged = kms.load_all();
+        for damage in &damaged {
+            kms.log_tampering(&format!("record {} of kind {:?}", super::record::hex(&damage.id), damage.kind))?;
+        }
+        Ok((kms, damaged))
+    }
+
+    fn empty(store: Arc<Store>, trail: Option<Arc<Trail>>) -> Self {
+        Self {
+            store,
+            trail,
+            clock: Clock::default(),
+            inner: RwLock::new(Inner {
+                keys: HashMap::new(),
+                key_names: BTreeMap::new(),
+                tables: HashMap::new(),
+                table_names: BTreeMap::new(),
+                policy: None,
+            }),
+            changes: Mutex::new(()),
+            names: RwLock::default(),
+        }
+    }
+
+    fn load_all(&self) -> Vec<Damaged> {
+        let mut damaged = Vec::new();
+        let mut note = |kind, id| damaged.push(Damaged { kind, id });
+        let policy = self.load_store_policy().ok().map(Arc::new);
+        if policy.is_none() {
+            note(RecordKind::StorePolicy, *self.store_id().as_bytes());
+        }
+        let mut keys = HashMap::new();
+        let mut key_names = BTreeMap::new();
+        for (id, _) in self.store.records(RecordKind::Key) {
+            let key_id = KeyId::from_bytes(id);
+            let now = self.load_key(key_id).ok();
+            match &now {
+                Some(now) => {
+                    key_names.insert(now.record.name.clone(), key_id);
+                }
+                None => note(RecordKind::Key, id),
+            }
+            keys.insert(key_id, Key::new(key_id, now));
+        }
+        let mut tables = HashMap::new();
+        let mut table_names = BTreeMap::new();
+        for (id, _) in self.store.records(RecordKind::Table) {
+            match self.load_table(TableId::from_bytes(id), &keys) {
+                Ok(table) => {
+                    table_names.insert(table.name(), table.id());
+                    tables.insert(table.id(), table);
+                }
+                Err(_) => note(RecordKind::Table, id),
+            }
+        }
+        *self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Inner { keys, key_names, tables, table_names, policy };
+        damaged
+    }
+
+    fn load_store_policy(&self) -> Result<BoundPolicy, KmsError> {
+        let text = self.store.read_record(RecordKind::StorePolicy, *self.store_id().as_bytes())?;
+        let record: StoreRecord = from_json(&text)?;
+        Ok(BoundPolicy::of_record(&record.policy)?)
+    }
+
+    fn load_key(&self, id: KeyId) -> Result<super::KeyNow, KmsError> {
+        let text = self.store.read_record(RecordKind::Key, *id.as_bytes())?;
+        self.key_now(id, from_json::<KeyRecord>(&text)?)
+    }
+
+    fn load_table(&self, id: TableId, keys: &HashMap<KeyId, Arc<Key>>) -> Result<Arc<Table>, KmsError> {
+        let text = self.store.read_record(RecordKind::Table, *id.as_bytes())?;
+        let record: TableRecord = from_json(&text)?;
+        let key = keys.get(&record.key).cloned().unwrap_or_else(|| Key::new(record.key, None));
+        let names = wrap::open(self.store_id(), Wrapped::Names { table: id }, self.wrap(), &record.names_key)?;
+        let table_keys = self.unwrap_table_keys(id, &record, &key);
+        Ok(Table::new(id, record, key, names, table_keys))
+    }
+
+    /// The subject for what the daemon does by itself.
+    pub fn itself() -> Subject<'static> {
+        Subject::Custodian { uid: 0, reason: "the daemon itself" }
+    }
+}
+
+fn bound(mut policy: PolicyRecord) -> Result<PolicyRecord, KmsError> {
+    policy.bindings = super::manage::bind(&Policy::parse(&policy.text)?, &Bindings::default())?;
+    Ok(policy)
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, KmsError> {
+    serde_json::from_slice(text).map_err(|_| KmsError::Tampered)
+}
