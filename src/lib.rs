@@ -12,3 +12,7 @@ pub mod store;
 pub mod audit;
 
 pub mod kms;
+
+pub mod envelope;
+
+pub mod table;
