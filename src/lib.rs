@@ -16,3 +16,5 @@ pub mod kms;
 pub mod envelope;
 
 pub mod table;
+
+pub mod fs;

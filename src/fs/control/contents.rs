@@ -1,0 +1,195 @@
+//! What the files of the control tree say, to whom.
+
+use std::fmt::Write;
+
+use serde_json::json;
+
+use super::super::FileSystem;
+use super::super::api::{Attr, Caller, FsError, FsResult, Kind};
+use super::super::roots::perm;
+use super::super::subject::Asker;
+use super::trail::TrailText;
+use super::{Node, Scope, lock};
+use crate::crypto::sha256;
+use crate::kms::{Key, KeyOrigin, KmsError};
+use crate::sys;
+use crate::types::{Action, Groups, KeyState, TableId};
+
+impl FileSystem {
+    /// The text of a file for this caller. `for_real`: it is being opened, so a refusal is an event of the trail;
+    /// otherwise only its size is wanted.
+    pub(super) fn contents(&self, who: &Asker, node: &Node, for_real: bool) -> FsResult<Vec<u8>> {
+        let text = match node {
+            Node::WhoAmI => Self::whoami(who),
+            Node::Policy(scope) => self.policy_text(who, *scope, for_real)?,
+            Node::PolicyError(scope) => self.refusal(who, *scope)?,
+            Node::CtlResult(scope) => {
+                lock(&self.control.results).get(&(*scope, who.uid())).cloned().unwrap_or_default()
+            }
+            Node::KeyJson(id) => {
+                let key = self.kms.key(*id)?;
+                self.permit(who, &key, Action::DescribeKey, for_real)?;
+                describe_key(&key)?
+            }
+            Node::TableJson(id) => self.describe_table(who, *id, for_real)?,
+            Node::WhyPath(table, path) => self.why(who, *table, path)?,
+            Node::Verify => {
+                self.permit_store(who, Action::ReadAudit, for_real)?;
+                self.kms.verify_trail()?
+            }
+            Node::Top
+            | Node::Ctl(_)
+            | Node::Keys
+            | Node::Key(_)
+            | Node::Tables
+            | Node::Table(_)
+            | Node::Why
+            | Node::Audit
+            | Node::Trail
+            | Node::Temporary(..) => return Err(FsError::Invalid),
+        };
+        Ok(text.into_bytes())
+    }
+
+    fn permit(&self, who: &Asker, key: &Key, action: Action, for_real: bool) -> FsResult<()> {
+        if for_real {
+            return Ok(self.kms.check_key(&who.subject(), key, action)?);
+        }
+        if self.kms.would_allow(&who.subject(), key, action) { Ok(()) } else { Err(FsError::Denied) }
+    }
+
+    /// The trail, for those who may read it.
+    pub(super) fn open_trail(&self, who: &Asker) -> FsResult<TrailText> {
+        self.permit_store(who, Action::ReadAudit, true)?;
+        Ok(TrailText::new(self.kms.trail_lines()?))
+    }
+
+    fn permit_store(&self, who: &Asker, action: Action, for_real: bool) -> FsResult<()> {
+        if for_real {
+            return Ok(self.kms.check_store(&who.subject(), action, "")?);
+        }
+        if self.kms.store_would_allow(&who.subject(), action) { Ok(()) } else { Err(FsError::Denied) }
+    }
+
+    fn policy_text(&self, who: &Asker, scope: Scope, for_real: bool) -> FsResult<String> {
+        match scope {
+            Scope::Store => {
+                self.permit_store(who, Action::GetStorePolicy, for_real)?;
+                Ok(self.kms.store_policy()?.text.clone())
+            }
+            Scope::Key(id) => {
+                let key = self.kms.key(id)?;
+                self.permit(who, &key, Action::GetKeyPolicy, for_real)?;
+                Ok(key.now().ok_or(FsError::Tampered)?.policy.text.clone())
+            }
+        }
+    }
+
+    /// Why the last save was refused: for whoever tried it, and for those who may read the policy.
+    fn refusal(&self, who: &Asker, scope: Scope) -> FsResult<String> {
+        let Some((uid, why)) = lock(&self.control.refusals).get(&scope).cloned() else {
+            return Ok(String::new());
+        };
+        if uid != who.uid() {
+            self.policy_text(who, scope, false)?;
+        }
+        Ok(why)
+    }
+
+    fn whoami(who: &Asker) -> String {
+        let named = |kind: &str, id: u32, name: Option<String>| match name {
+            Some(name) => format!("{kind} {id} ({name})"),
+            None => format!("{kind} {id}"),
+        };
+        let principal = who.principal();
+        let mut text = named("uid", principal.uid, sys::user_name(principal.uid));
+        let _ = write!(text, "\n{}\n", named("gid", principal.gid, sys::group_name(principal.gid)));
+        match &principal.groups {
+            Groups::Known(groups) => {
+                text.push_str("groups");
+                for gid in groups {
+                    match sys::group_name(*gid) {
+                        Some(name) => {
+                            let _ = write!(text, " {gid} ({name})");
+                        }
+                        None => {
+                            let _ = write!(text, " {gid}");
+                        }
+                    }
+                }
+                text.push('\n');
+            }
+            Groups::Unknown => text.push_str("groups unknown\n"),
+        }
+        text
+    }
+
+    fn describe_table(&self, who: &Asker, id: TableId, for_real: bool) -> FsResult<String> {
+        let table = self.kms.table(id)?;
+        if self.permit(who, table.key(), Action::DescribeKey, false).is_err() {
+            self.permit_store(who, Action::DescribeTable, for_real)?;
+        }
+        let record = table.record();
+        let key_name = table.key().now().map(|now| now.record.name.clone());
+        let owned = table.key().now().is_some_and(|now| now.is_owned());
+        pretty(&json!({
+            "Name": record.name,
+            "TableId": id,
+            "Encryption": record.encryption,
+            "KeyName": if owned { None } else { key_name },
+            "KeyId": if owned { None } else { Some(table.key().id()) },
+            "CreationDate": record.created,
+            "Settings": record.settings,
+        }))
+    }
+
+    /// Attributes of the mirror of a folder or an item: the folder's own rights, so that the kernel lets through whom it
+    /// would let through there; an item's answer is readable for whoever gets to it.
+    pub(super) fn mirror(&self, caller: &Caller, table: TableId, path: &[u8], attr: &mut Attr) -> FsResult<()> {
+        let (kind, real) = self.stat_of_path(table, path)?;
+        attr.mtime = real.mtime;
+        attr.ctime = real.ctime;
+        if kind == Kind::Dir {
+            (attr.kind, attr.uid, attr.gid) = (Kind::Dir, real.uid, real.gid);
+            attr.perm = perm(&real) & 0o555;
+        } else {
+            (attr.kind, attr.perm) = (Kind::File, 0o444);
+            let who = Asker::of(caller, true);
+            attr.size = self.why(&who, table, path).map_or(0, |text| super::size_of(text.as_bytes()));
+        }
+        Ok(())
+    }
+
+    fn why(&self, who: &Asker, table: TableId, path: &[u8]) -> FsResult<String> {
+        let table = self.kms.table(table)?;
+        Ok(self.kms.explain(&who.subject(), &table, path).to_string())
+    }
+}
+
+/// DescribeKey's answer, with AWS's member names and ours.
+fn describe_key(key: &Key) -> FsResult<String> {
+    let now = key.now().ok_or(KmsError::Tampered)?;
+    let record = &now.record;
+    pretty(&json!({
+        "Name": record.name,
+        "KeyId": key.id(),
+        "Arn": format!("arn:kmsfs:kms:::key/{}", key.id()),
+        "Description": record.description,
+        "KeyState": record.state,
+        "Enabled": record.state == KeyState::Enabled,
+        "KeyManager": if record.origin == KeyOrigin::Customer { "CUSTOMER" } else { "KMSFS" },
+        "KeyUsage": "ENCRYPT_DECRYPT",
+        "KeySpec": "SYMMETRIC_DEFAULT",
+        "Origin": "KMSFS",
+        "CreationDate": record.created,
+        "Creator": record.creator,
+        "CurrentKeyMaterialVersion": record.material.last().map(|version| version.version),
+        "PolicyGeneration": record.policy.generation,
+        "PolicySha256": crate::kms::hex(&sha256(record.policy.text.as_bytes())),
+        "Generation": key.generation(),
+    }))
+}
+
+fn pretty(value: &serde_json::Value) -> FsResult<String> {
+    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|_| FsError::Invalid)
+}

@@ -1,0 +1,49 @@
+//! What has to happen though nobody asks: counts of coalesced events written, date conditions carried out, the journal put
+//! in place while it is short.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use super::FileSystem;
+
+/// How often.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Every so many ticks the journal is put in place.
+const CHECKPOINT_EVERY: u32 = 10;
+
+impl FileSystem {
+    /// Starts the thread that ticks until the file system is gone.
+    pub fn start_ticking(self: &Arc<Self>) -> std::io::Result<()> {
+        let weak = Arc::downgrade(self);
+        thread::Builder::new().name("kmsfs-tick".to_owned()).spawn(move || tick_on(&weak))?;
+        Ok(())
+    }
+
+    fn tick(&self, count: u32) {
+        if let Some(trail) = self.kms.trail()
+            && let Err(error) = trail.tick()
+        {
+            log::error!("{error}");
+        }
+        self.revoke_expired();
+        let pending = !self.options.read_only && self.journal.pending_bytes() > 0;
+        if pending
+            && count.is_multiple_of(CHECKPOINT_EVERY)
+            && let Err(error) = self.journal.checkpoint()
+        {
+            log::error!("the journal could not be put in place: {error}");
+        }
+    }
+}
+
+fn tick_on(weak: &Weak<FileSystem>) {
+    let mut count = 0_u32;
+    loop {
+        thread::sleep(PERIOD);
+        count = count.wrapping_add(1);
+        let Some(fs) = weak.upgrade().filter(|fs| !fs.ended.load(Ordering::Acquire)) else { return };
+        fs.tick(count);
+    }
+}
