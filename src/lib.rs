@@ -18,3 +18,7 @@ pub mod envelope;
 pub mod table;
 
 pub mod fs;
+
+pub mod fuse;
+
+pub mod mount;
