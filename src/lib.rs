@@ -22,3 +22,5 @@ pub mod fs;
 pub mod fuse;
 
 pub mod mount;
+
+pub mod cli;

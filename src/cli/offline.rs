@@ -1,0 +1,420 @@
+//! An unmounted store: its custodian, who holds the credential, changes keys and policies without a mount, and manages
+//! unlock slots, the anchor and the trail.
+//!
+//! A change takes the store's lock for writing, needs a reason, and stands in the trail with it before it is made; a
+//! look takes the lock for reading and leaves the store as it is. No call here decrypts an item.
+
+use std::ffi::OsStr;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rustix::process::geteuid;
+use serde_json::{Value, json};
+
+use super::args::{
+    AuditCommand, CredentialArgs, KeyCommand, OfflineArgs, PolicyCommand, SlotAddArgs, SlotCommand, TableCommand,
+    TableCreateArgs,
+};
+use super::credentials::Asking;
+use super::exit::{CliError, Exit};
+use super::output::Output;
+use super::serve::{anchor_dir, credential_of, owner_text};
+use super::{audit, policy, table};
+use crate::audit::{TrailReader, format_time};
+use crate::crypto::{Argon2Params, Key256, Key512};
+use crate::fs::open_trail;
+use crate::kms::{Key, KeyOrigin, KeySpec, Kms, KmsError, Subject, Table, TableSpec};
+use crate::store::{Credential, Found, Journal, Open, SlotId, SlotInfo, SlotKind, SlotState, Store};
+use crate::table::{Folder, Mounts, Names, TableError};
+use crate::types::{Encryption, KeyState, TableId};
+
+/// The directory of a store that holds a directory for each table.
+const TABLES: &str = "tables";
+
+/// Whether the store is to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Intent {
+    Look,
+    Change,
+}
+
+/// `kmsfs key` on an unmounted store.
+pub(super) fn key(
+    store: &Path,
+    args: &OfflineArgs,
+    command: &KeyCommand,
+    output: &mut Output<'_>,
+) -> Result<(), CliError> {
+    match command {
+        KeyCommand::List => {
+            let custody = Custody::open(store, args, Intent::Look)?;
+            let keys = custody.kms.key_names().into_iter().filter_map(|(_, id)| custody.kms.key(id).ok());
+            let rows: Vec<Value> = keys.filter_map(|key| describe_key(&key).ok()).collect();
+            output.table(&rows, &["Name", "KeyState", "KeyManager", "Description"])
+        }
+        KeyCommand::Describe { name } => {
+            let custody = Custody::open(store, args, Intent::Look)?;
+            output.object(&describe_key(custody.key(name)?.as_ref())?)
+        }
+        KeyCommand::Create { name, admins, users, description } => as_custodian(store, args, |custody, who| {
+            let description = description.clone().unwrap_or_default();
+            let spec = KeySpec { name: name.clone(), admins: admins.clone(), users: users.clone(), description };
+            let key = custody.kms.create_key(who, &spec)?;
+            if output.json() {
+                output.document(&describe_key(&key)?)
+            } else {
+                output.line(&format!("key {name} has id {}", key.id()))
+            }
+        }),
+        KeyCommand::AddUser { name, principals } | KeyCommand::RemoveUser { name, principals } => {
+            let add = matches!(command, KeyCommand::AddUser { .. });
+            as_custodian(store, args, |custody, who| {
+                let key = custody.key(name)?;
+                custody.kms.change_users(who, &key, principals, add)?;
+                output.result(if add { "added" } else { "removed" })
+            })
+        }
+    }
+}
+
+/// `kmsfs table` on an unmounted store.
+pub(super) fn table(
+    store: &Path,
+    args: &OfflineArgs,
+    command: &TableCommand,
+    output: &mut Output<'_>,
+) -> Result<(), CliError> {
+    match command {
+        TableCommand::List => {
+            let custody = Custody::open(store, args, Intent::Look)?;
+            let rows: Vec<Value> = custody.kms.tables().iter().map(|table| describe_table(table)).collect();
+            output.table(&rows, &["Name", "Encryption", "KeyName"])
+        }
+        TableCommand::Describe { name } => {
+            let custody = Custody::open(store, args, Intent::Look)?;
+            let table = custody.kms.table_named(name).map_err(|error| absent(error, "table", name))?;
+            output.object(&describe_table(&table))
+        }
+        TableCommand::Create(create) => {
+            table::check(create)?;
+            as_custodian(store, args, |custody, who| custody.create_table(who, create, output))
+        }
+    }
+}
+
+/// `kmsfs policy` on an unmounted store.
+pub(super) fn policy(
+    store: &Path,
+    args: &OfflineArgs,
+    command: &PolicyCommand,
+    output: &mut Output<'_>,
+) -> Result<(), CliError> {
+    match command {
+        PolicyCommand::Check { file } => policy::check(file, output),
+        PolicyCommand::Get { key: None, .. } => {
+            let custody = Custody::open(store, args, Intent::Look)?;
+            output.bytes(custody.kms.store_policy()?.text.as_bytes())
+        }
+        PolicyCommand::Get { key: Some(name), .. } => {
+            let custody = Custody::open(store, args, Intent::Look)?;
+            let now = custody.key(name)?.now().ok_or(KmsError::Tampered)?;
+            output.bytes(now.policy.text.as_bytes())
+        }
+        PolicyCommand::Put { key, file, .. } => {
+            let document = policy::read_document(file)?;
+            let text = policy::text_of(&document, file)?;
+            as_custodian(store, args, |custody, who| {
+                match key {
+                    Some(name) => custody.kms.put_key_policy(who, &custody.key(name)?, text)?,
+                    None => custody.kms.put_store_policy(who, text)?,
+                }
+                output.result("the policy is in force")
+            })
+        }
+        PolicyCommand::Rebind { key } => as_custodian(store, args, |custody, who| {
+            custody.kms.rebind(who, &custody.key(key)?)?;
+            output.result("names bound anew")
+        }),
+    }
+}
+
+/// `kmsfs audit` on an unmounted store.
+pub(super) fn audit(
+    store: &Path,
+    args: &OfflineArgs,
+    command: &AuditCommand,
+    output: &mut Output<'_>,
+) -> Result<Exit, CliError> {
+    let store = open_store(store, args, Intent::Look)?;
+    let reader = TrailReader::open(store.root_dir().as_ref(), &store.keys().trail, store.id())?;
+    match command {
+        AuditCommand::Verify => {
+            let report = reader.verify(store.trail_head())?;
+            let finding = if report.is_sound() {
+                format!("ok: {} records in {} segments", report.records, report.segments)
+            } else {
+                let faults: Vec<String> = report.faults.iter().map(ToString::to_string).collect();
+                faults.join("\n")
+            };
+            audit::verified(&finding, output)
+        }
+        AuditCommand::Show(show) => {
+            let mut text = Vec::new();
+            for event in reader.events()? {
+                match event {
+                    Ok(recorded) => {
+                        let written = serde_json::to_writer(&mut text, &recorded.event);
+                        written.map_err(|source| CliError::Malformed { path: PathBuf::from("the trail"), source })?;
+                        text.push(b'\n');
+                    }
+                    Err(fault) => output.warn(&format!("the trail does not verify: {fault}")),
+                }
+            }
+            audit::show(&mut BufReader::new(text.as_slice()), show, output)?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// `kmsfs slot`.
+pub(super) fn slot(
+    store: &Path,
+    args: &OfflineArgs,
+    command: &SlotCommand,
+    output: &mut Output<'_>,
+) -> Result<(), CliError> {
+    match command {
+        SlotCommand::List { .. } => {
+            let store = open_store(store, args, Intent::Look)?;
+            let rows: Vec<Value> = store.slots()?.iter().map(describe_slot).collect();
+            output.table(&rows, &["SlotId", "Kind", "State", "CreationDate", "Label"])
+        }
+        SlotCommand::Add(add) => {
+            let existing = credential(&args.credential, Asking::Existing)?;
+            let custody = Custody::of(Store::open(store, &existing, &how(args, Intent::Change)?)?)?;
+            let result = add_slot(&custody, &existing, args, add, output);
+            custody.close(result)
+        }
+        SlotCommand::Remove { id, .. } => {
+            let slot: SlotId = id.parse()?;
+            let custody = Custody::open(store, args, Intent::Change)?;
+            let mut remove = || {
+                custody.kms.log_custodian("RemoveSlot", optional_reason(args), &format!("slot {slot}"))?;
+                custody.store.remove_slot(slot)?;
+                output.result(&format!("slot {slot} is removed"))
+            };
+            let result = remove();
+            custody.close(result)
+        }
+    }
+}
+
+/// `kmsfs anchor accept`: takes the store as it is for the newest, and says so in the trail.
+pub(super) fn accept_anchor(store: &Path, args: &OfflineArgs, output: &mut Output<'_>) -> Result<(), CliError> {
+    let how = Open { accept_anchor: true, ..how(args, Intent::Change)? };
+    let custody = Custody::of(Store::open(store, &credential(&args.credential, Asking::Existing)?, &how)?)?;
+    let mut tell = || {
+        let accepted = |found: &&Found| matches!(found, Found::AnchorAccepted { .. } | Found::SlotAccepted);
+        let mut any = false;
+        for found in custody.store.events().iter().filter(accepted) {
+            custody.kms.log_custodian("AcceptAnchor", optional_reason(args), &found.to_string())?;
+            output.result(&found.to_string())?;
+            any = true;
+        }
+        if any { Ok(()) } else { output.result("the store is not older than its anchor: there is nothing to accept") }
+    };
+    let result = tell();
+    custody.close(result)
+}
+
+/// A store in the hands of whoever holds its credential.
+struct Custody {
+    store: Arc<Store>,
+    kms: Kms,
+}
+
+impl Custody {
+    fn open(store: &Path, args: &OfflineArgs, intent: Intent) -> Result<Self, CliError> {
+        Self::of(open_store(store, args, intent)?)
+    }
+
+    fn of(store: Store) -> Result<Self, CliError> {
+        let store = Arc::new(store);
+        let trail = if store.is_read_only() { None } else { Some(Arc::new(open_trail(&store)?.0)) };
+        let (kms, _) = Kms::open(Arc::clone(&store), trail)?;
+        Ok(Self { store, kms })
+    }
+
+    fn key(&self, name: &str) -> Result<Arc<Key>, CliError> {
+        self.kms.key_named(name).map_err(|error| absent(error, "key", name))
+    }
+
+    fn create_table(&self, who: &Subject<'_>, args: &TableCreateArgs, output: &mut Output<'_>) -> Result<(), CliError> {
+        let owner = args.owner.as_deref().map(table::uid_of).transpose()?;
+        let group = args.group.as_deref().map(table::gid_of).transpose()?;
+        let spec = TableSpec {
+            name: args.name.clone(),
+            encryption: args.encryption.into(),
+            key: args.key.clone(),
+            users: args.users.clone(),
+        };
+        let key = Key256::from_slice(self.store.keys().journal.expose()).ok_or(KmsError::Tampered)?;
+        let unclean = |epoch| self.store.unclean_epoch(epoch);
+        let journal = Journal::open_read_only(&self.store.root_dir(), &key, self.store.id(), unclean)?;
+        let table = self.kms.create_table(who, &spec, |id, names| {
+            let made = || -> Result<(), TableError> {
+                let folder = make_folder(&self.store, &journal, id, names)?;
+                folder.dir().chown(None, owner, group)?;
+                folder.dir().chmod(None, args.mode.unwrap_or(0o755))?;
+                folder.sync()
+            };
+            made().map_err(|error| KmsError::Invalid(format!("the table's folder could not be made: {error}")))
+        })?;
+        if output.json() {
+            output.document(&describe_table(&table))
+        } else {
+            output.line(&format!("table {} has id {}", args.name, table.id()))
+        }
+    }
+
+    /// Ends the work on a store: whatever became of it stands in the trail, and the catalog notes the trail's end.
+    fn close<T>(self, result: Result<T, CliError>) -> Result<T, CliError> {
+        let closed = self.kms.close();
+        // The first error is the one to be told.
+        result.and_then(|value| Ok(closed.map(|()| value)?))
+    }
+}
+
+/// Changes a store as its custodian.
+fn as_custodian<T>(
+    store: &Path,
+    args: &OfflineArgs,
+    change: impl FnOnce(&Custody, &Subject<'_>) -> Result<T, CliError>,
+) -> Result<T, CliError> {
+    let reason = args.reason.as_deref().filter(|reason| !reason.trim().is_empty()).ok_or_else(|| {
+        CliError::usage("a change of an unmounted store goes past its policies: say why, with --reason TEXT")
+    })?;
+    let custody = Custody::open(store, args, Intent::Change)?;
+    let result = change(&custody, &Subject::Custodian { uid: geteuid().as_raw(), reason });
+    custody.close(result)
+}
+
+fn open_store(store: &Path, args: &OfflineArgs, intent: Intent) -> Result<Store, CliError> {
+    let credential = credential(&args.credential, Asking::Existing)?;
+    Ok(Store::open(store, &credential, &how(args, intent)?)?)
+}
+
+fn credential(args: &CredentialArgs, asking: Asking) -> Result<Credential, CliError> {
+    Ok(credential_of(args.read(asking)?))
+}
+
+fn how(args: &OfflineArgs, intent: Intent) -> Result<Open, CliError> {
+    Ok(Open {
+        read_only: intent == Intent::Look,
+        anchor_dir: anchor_dir(args.anchor.as_deref())?,
+        owner: owner_text(OsStr::new("(a command on the unmounted store)")),
+        accept_anchor: false,
+    })
+}
+
+const fn kind_of(credential: &Credential) -> &'static str {
+    match credential {
+        Credential::Passphrase(_) => SlotKind::Passphrase.name(),
+        Credential::KeyFile(_) => SlotKind::KeyFile.name(),
+    }
+}
+
+fn optional_reason(args: &OfflineArgs) -> &str {
+    args.reason.as_deref().unwrap_or("(none given)")
+}
+
+fn add_slot(
+    custody: &Custody,
+    existing: &Credential,
+    args: &OfflineArgs,
+    add: &SlotAddArgs,
+    output: &mut Output<'_>,
+) -> Result<(), CliError> {
+    let new = CredentialArgs {
+        key_file: add.new_key_file.clone(),
+        passphrase_file: add.new_passphrase_file.clone(),
+        extpass: Vec::new(),
+    };
+    let new = credential(&new, Asking::New)?;
+    let params = Argon2Params { memory_kib: add.kdf_memory * 1024, ..Argon2Params::DEFAULT };
+    let what = format!("a {} called {:?}", kind_of(&new), add.label);
+    custody.kms.log_custodian("AddSlot", optional_reason(args), &what)?;
+    let id = custody.store.add_slot(existing, &new, params, &add.label)?;
+    output.result(&format!("slot {id} opens the store with {what}"))
+}
+
+fn make_folder(store: &Store, journal: &Arc<Journal>, id: TableId, names: &Key512) -> Result<Arc<Folder>, TableError> {
+    let names = Key512::from_slice(names.expose()).ok_or(TableError::Tampered { what: "names key" })?;
+    let shared = crate::table::Table::new(Names::new(id, names)?, Arc::clone(journal), Mounts::default(), false);
+    let stored = id.to_string();
+    let tables = store.root_dir().open_dir(OsStr::new(TABLES))?;
+    tables.create_dir(OsStr::new(&stored), 0o700)?;
+    tables.sync()?;
+    let dir = tables.open_dir(OsStr::new(&stored))?;
+    Folder::create_root(&shared, dir, Path::new(TABLES).join(&stored))
+}
+
+fn absent(error: KmsError, kind: &'static str, name: &str) -> CliError {
+    if matches!(error, KmsError::NotFound) {
+        return CliError::Absent { kind, name: name.to_owned() };
+    }
+    error.into()
+}
+
+/// What DescribeKey says, as far as a custodian is concerned.
+fn describe_key(key: &Key) -> Result<Value, CliError> {
+    let now = key.now().ok_or(KmsError::Tampered)?;
+    let record = &now.record;
+    Ok(json!({
+        "Name": record.name,
+        "KeyId": key.id(),
+        "Arn": format!("arn:kmsfs:kms:::key/{}", key.id()),
+        "Description": record.description,
+        "KeyState": record.state,
+        "Enabled": record.state == KeyState::Enabled,
+        "KeyManager": if record.origin == KeyOrigin::Customer { "CUSTOMER" } else { "KMSFS" },
+        "CreationDate": record.created,
+        "Creator": record.creator,
+    }))
+}
+
+fn describe_table(table: &Table) -> Value {
+    let record = table.record();
+    let owned = record.encryption == Encryption::Owned;
+    let name = table.key().now().map(|now| now.record.name.clone());
+    json!({
+        "Name": record.name,
+        "TableId": table.id(),
+        "Encryption": record.encryption,
+        "KeyName": if owned { None } else { name },
+        "KeyId": if owned { None } else { Some(record.key) },
+        "CreationDate": record.created,
+        "Settings": record.settings,
+    })
+}
+
+fn describe_slot(slot: &SlotInfo) -> Value {
+    let made = u64::try_from(slot.created).ok().and_then(|s| UNIX_EPOCH.checked_add(Duration::from_secs(s)));
+    json!({
+        "SlotId": slot.id.to_string(),
+        "Kind": match slot.kind {
+            SlotKind::Passphrase => "passphrase",
+            SlotKind::KeyFile => "key-file",
+        },
+        "State": match slot.state {
+            SlotState::Intact => "intact",
+            SlotState::Damaged => "damaged",
+            SlotState::Unknown => "unknown",
+        },
+        "CreationDate": made.map(format_time),
+        "Label": slot.label,
+        "KdfMemoryMib": slot.params.map(|params| params.memory_kib / 1024),
+    })
+}
