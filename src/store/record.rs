@@ -2,8 +2,8 @@
 //! as it would be after a crash behind any of these calls, and makes chosen calls fail.
 //!
 //! A crash keeps calls on names in order, as a journaling file system does: all of them, or those up to some point
-//! behind the last flush of a directory (`Rebuilder::make_with_names`); and of what was written to a file since its last
-//! flush, all, nothing, or an arbitrary part: `Unflushed`. Calls are written down in the order in which they reach the
+//! behind the last flush of a directory (`Rebuilder::make_with_names`), beyond which no file has grown either that was not
+//! flushed; and of what was written to a file since its last flush, all, nothing, or an arbitrary part: `Unflushed`. Calls are written down in the order in which they reach the
 //! storage below, one at a time.
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,8 +38,13 @@ pub enum Unflushed {
 }
 
 type Node = usize;
-/// The entries of directories.
-type Names = BTreeMap<Node, BTreeMap<OsString, Node>>;
+/// What a journaling file system keeps in order: the entries of directories, and the lengths of files.
+#[derive(Debug, Clone, Default)]
+struct Metadata {
+    entries: BTreeMap<Node, BTreeMap<OsString, Node>>,
+    lengths: BTreeMap<Node, usize>,
+}
+
 const ROOT: Node = 0;
 
 /// A call that changed something, or a flush.
@@ -302,7 +307,7 @@ impl RecordingStorage {
     #[must_use]
     pub fn rebuilder(&self) -> Rebuilder {
         let log = self.shared.log();
-        let names = vec![(0, log.initial.names())];
+        let names = vec![(0, log.initial.metadata())];
         Rebuilder { image: log.initial.clone(), names, shared: self.shared.clone(), done: 0 }
     }
 }
@@ -320,7 +325,7 @@ pub struct Rebuilder {
     image: Image,
     /// The names as they were at the last flush of a directory, and after each call on names since, with the number of
     /// calls until then.
-    names: Vec<(usize, Names)>,
+    names: Vec<(usize, Metadata)>,
     done: usize,
 }
 
@@ -332,9 +337,9 @@ impl Rebuilder {
         for (call, done) in calls.iter().zip(self.done + 1..) {
             self.image.apply(call)?;
             if matches!(call, Call::SyncDir { .. } | Call::SyncFs) {
-                self.names = vec![(done, self.image.names())];
+                self.names = vec![(done, self.image.metadata())];
             } else if call.is_on_names() {
-                self.names.push((done, self.image.names()));
+                self.names.push((done, self.image.metadata()));
             }
         }
         self.done = number;
@@ -549,20 +554,23 @@ impl Image {
         }
     }
 
-    fn names(&self) -> Names {
-        let entries = |(node, this): (&Node, &ImageNode)| match &this.body {
-            Body::Dir(entries) => Some((*node, entries.clone())),
-            Body::File { .. } => None,
-        };
-        self.nodes.iter().filter_map(entries).collect()
+    fn metadata(&self) -> Metadata {
+        let mut metadata = Metadata::default();
+        for (node, this) in &self.nodes {
+            match &this.body {
+                Body::Dir(entries) => drop(metadata.entries.insert(*node, entries.clone())),
+                Body::File { bytes, .. } => drop(metadata.lengths.insert(*node, bytes.len())),
+            }
+        }
+        metadata
     }
 }
 
 /// Makes real files and directories of an image.
 struct Maker<'a> {
     image: &'a Image,
-    /// The entries of directories, where they are not those of the image.
-    names: Option<&'a Names>,
+    /// Where the names are not those of the image.
+    names: Option<&'a Metadata>,
     unflushed: Unflushed,
     /// Files that are there under another name already.
     made: HashMap<Node, PathBuf>,
@@ -585,7 +593,7 @@ impl Maker<'_> {
                 if node != ROOT {
                     DirBuilder::new().mode(0o700).create(path)?;
                 }
-                let entries = self.names.map_or(Ok(entries), |names| names.get(&node).ok_or(Errno::STALE))?;
+                let entries = self.names.map_or(Ok(entries), |names| names.entries.get(&node).ok_or(Errno::STALE))?;
                 for (name, child) in entries {
                     self.make(*child, &path.join(name))?;
                 }
@@ -594,12 +602,18 @@ impl Maker<'_> {
                 return std::fs::hard_link(self.made.get(&node).ok_or(Errno::STALE)?, path);
             }
             Body::File { bytes, durable, changes } => {
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-                match self.unflushed {
-                    Unflushed::Keep => file.write_all(bytes)?,
-                    Unflushed::Drop => file.write_all(durable)?,
-                    Unflushed::Some(seed) => file.write_all(&some(durable, changes, seed, node)?)?,
+                let mut left = match self.unflushed {
+                    Unflushed::Keep => bytes.clone(),
+                    Unflushed::Drop => durable.clone(),
+                    Unflushed::Some(seed) => some(durable, changes, seed, node)?,
+                };
+                if let Some(names) = self.names {
+                    // It did not grow after what is lost of the names, unless it was flushed.
+                    let grown = names.lengths.get(&node).copied().unwrap_or(0).max(durable.len());
+                    left.truncate(grown);
                 }
+                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+                file.write_all(&left)?;
                 self.made.insert(node, path.to_path_buf());
             }
         }
@@ -1013,6 +1027,12 @@ mod tests {
             assert_eq!(found.keys().collect::<Vec<_>>(), expected, "after {point}");
             assert_eq!(found.get(expected[0]).unwrap(), b"x");
         }
+        // What was not flushed is no longer than it was then.
+        file.write_all_at(b"yz", 0).unwrap();
+        rebuilder.advance(recording.len()).unwrap();
+        let into = Scratch::new().unwrap();
+        rebuilder.make_with_names(2, Unflushed::Keep, into.path()).unwrap();
+        assert_eq!(contents(into.path()).get("a").unwrap(), b"y");
         root.sync().unwrap();
         rebuilder.advance(recording.len()).unwrap();
         assert_eq!(rebuilder.name_points(), [recording.len()]);
