@@ -298,12 +298,12 @@ impl Operations for FileSystem {
         }
     }
 
-    fn fsync(&self, ino: u64, fh: u64, _data_only: bool) -> FsResult<()> {
+    fn fsync(&self, ino: u64, fh: u64, data_only: bool) -> FsResult<()> {
         if is_control(ino) {
             // What is not decided at the write is decided at the close, which can wait for a revocation.
             return Ok(());
         }
-        self.sync_item(fh)
+        self.sync_item(fh, data_only)
     }
 
     fn opendir(&self, caller: &Caller, ino: u64, _flags: i32) -> FsResult<Opened> {

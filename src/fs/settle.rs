@@ -118,9 +118,11 @@ impl FileSystem {
         format!("{table}/{}", text_of_path(&inode.path()))
     }
 
-    pub(super) fn sync_item(&self, fh: u64) -> FsResult<()> {
+    /// fsync(2), or fdatasync(2) where only `data_only` is asked for: that leaves out owner, mode, times and attributes.
+    pub(super) fn sync_item(&self, fh: u64, data_only: bool) -> FsResult<()> {
         let handle = self.handles.find(fh)?;
-        handle.item.sync().map_err(|error| self.report(&handle.inode, error))
+        handle.item.sync().map_err(|error| self.report(&handle.inode, error))?;
+        if data_only { Ok(()) } else { Ok(handle.item.backing().sync_all()?) }
     }
 
     pub(super) fn seek(&self, fh: u64, offset: u64, whence: i32) -> FsResult<u64> {

@@ -1,5 +1,5 @@
-//! What has to happen though nobody asks: counts of coalesced events written, date conditions carried out, the journal put
-//! in place while it is short.
+//! What has to happen though nobody asks: counts of coalesced events written, events flushed, date conditions carried
+//! out, the journal put in place while it is short.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -23,7 +23,7 @@ impl FileSystem {
 
     fn tick(&self, count: u32) {
         if let Some(trail) = self.kms.trail()
-            && let Err(error) = trail.tick()
+            && let Err(error) = trail.tick().and_then(|()| trail.sync())
         {
             log::error!("{error}");
         }
