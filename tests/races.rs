@@ -277,3 +277,52 @@ fn a_retired_inode_changes_nothing_that_its_successor_has() {
     assert!(matches!(rig.read(old, fh), Err(FsError::Stale)));
     assert!(rig.contents(new).unwrap() == [1; 10_000]);
 }
+
+#[test]
+fn no_name_that_goes_is_taken_for_tampering() {
+    let rig = Rig::new();
+    // A name of two goes, and what was opened by it is decided anew.
+    rig.item("y", b"text");
+    let ino = rig.lookup("y");
+    rig.fs.link(&ALICE, ino, rig.table, OsStr::new("z")).unwrap();
+    assert_eq!(rig.lookup("y"), ino);
+    let fh = rig.fs.open(&ALICE, ino, libc::O_RDWR).unwrap().fh;
+    rig.fs.unlink(&ALICE, rig.table, OsStr::new("y")).unwrap();
+    rig.key("describe decided anew");
+    assert_eq!(rig.read(ino, fh).unwrap(), b"text");
+    rig.fs.write(&ALICE, ino, fh, 0, b"TEXT", false, false).unwrap();
+    rig.fs.release(ino, fh);
+    // The same of one that was never opened by the name that goes.
+    let (entry, opened) = rig.fs.create(&ALICE, rig.table, OsStr::new("m"), 0o666, 0, libc::O_RDWR).unwrap();
+    rig.fs.link(&ALICE, entry.attr.ino, rig.table, OsStr::new("n")).unwrap();
+    rig.fs.unlink(&ALICE, rig.table, OsStr::new("n")).unwrap();
+    rig.key("describe decided anew once more");
+    rig.fs.write(&ALICE, entry.attr.ino, opened.fh, 0, b"text", false, false).unwrap();
+    // Names move while items are opened by them.
+    let ino = rig.item("a", b"text");
+    let (opened, moved) = thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            for round in 0..3000_u32 {
+                let (old, new) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+                rig.fs.rename(&ALICE, rig.table, OsStr::new(old), rig.table, OsStr::new(new), 0).unwrap();
+                // The header gives the old name up with its next change.
+                let change = SetAttr { size: Some(u64::from(round) + 1), ..SetAttr::default() };
+                rig.fs.setattr(&ALICE, ino, &change).unwrap();
+            }
+        });
+        let mut opened = 0;
+        while !mover.is_finished() {
+            match rig.fs.open(&ALICE, ino, libc::O_RDONLY) {
+                Ok(handle) => {
+                    rig.fs.fsync(ino, handle.fh, false).unwrap();
+                    rig.fs.release(ino, handle.fh);
+                    opened += 1;
+                }
+                Err(error) => assert!(matches!(error, FsError::Stale), "{error}"),
+            }
+        }
+        (opened, mover.join())
+    });
+    moved.unwrap();
+    assert!(opened > 0);
+}

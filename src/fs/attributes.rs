@@ -74,7 +74,7 @@ impl FileSystem {
 
     /// # Errors
     /// `Stale` where the name means another file by now, or none: the kernel then looks it up again.
-    fn stat_named(inode: &Inode, folder: &Folder, name: &StoredName) -> FsResult<Stat> {
+    pub(super) fn stat_named(inode: &Inode, folder: &Folder, name: &StoredName) -> FsResult<Stat> {
         match folder.dir().stat(name.on_disk()) {
             Ok(stat) if Backing::of(&stat) == inode.backing => Ok(stat),
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),

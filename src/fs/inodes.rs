@@ -57,6 +57,14 @@ impl Place {
 struct Site {
     last: Option<Place>,
     lost: bool,
+    /// The item's header has said that this is a name of its own.
+    proven: bool,
+}
+
+impl Site {
+    fn is_at(&self, place: &Place) -> bool {
+        self.last.as_ref().is_some_and(|last| last.parent.ino == place.parent.ino && last.name == place.name)
+    }
 }
 
 /// What an inode stands for.
@@ -115,7 +123,29 @@ impl Inode {
     }
 
     pub(super) fn set_place(&self, place: Place) {
-        *self.site.write().unwrap_or_else(PoisonError::into_inner) = Site { last: Some(place), lost: false };
+        let mut site = self.site.write().unwrap_or_else(PoisonError::into_inner);
+        let proven = site.proven && !site.lost && site.is_at(&place);
+        *site = Site { last: Some(place), lost: false, proven };
+    }
+
+    /// The inode has been given a name, and its header is bound to it.
+    pub(super) fn settle_at(&self, place: Place) {
+        let site = Site { last: Some(place), lost: false, proven: true };
+        *self.site.write().unwrap_or_else(PoisonError::into_inner) = site;
+    }
+
+    /// Whether an item's header has said that `place` is a name of its own. It stays so when the name goes: the handles
+    /// that were opened by it are judged by it.
+    pub(super) fn is_proven(&self, place: &Place) -> bool {
+        let site = self.site();
+        site.proven && site.is_at(place)
+    }
+
+    pub(super) fn prove(&self, place: &Place) {
+        let mut site = self.site.write().unwrap_or_else(PoisonError::into_inner);
+        if site.is_at(place) {
+            site.proven = true;
+        }
     }
 
     /// The name is gone. Decisions go on by it: a handle, or a path that was opened without a decision, is judged as
@@ -314,7 +344,7 @@ impl Inodes {
             table: Some(found.table),
             body,
             backing: found.backing,
-            site: RwLock::new(Site { last: Some(found.place), lost: false }),
+            site: RwLock::new(Site { last: Some(found.place), ..Site::default() }),
             lookups: AtomicU64::new(1),
             retired: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
@@ -458,7 +488,7 @@ mod tests {
                     table: None,
                     body: Body::Item(ItemBody::default()),
                     backing: Backing { device: 0, number },
-                    site: RwLock::new(Site { last: Some(place), lost: false }),
+                    site: RwLock::new(Site { last: Some(place), ..Site::default() }),
                     lookups: AtomicU64::new(0),
                     retired: AtomicBool::new(false),
                     unlinked: AtomicBool::new(false),

@@ -66,6 +66,7 @@ impl FileSystem {
         let body = ItemBody::of(Arc::clone(&item));
         let found = Self::found(parent, name, kind_of_item(kind), backing, &stored)?;
         let inode = self.inodes.ensure(found, || Ok(Body::Item(body)))?;
+        inode.settle_at(place_at(parent, name, &stored));
         self.keep_warm(&inode);
         Ok((self.entry(&inode, &stat)?, inode, item))
     }
@@ -223,6 +224,9 @@ impl FileSystem {
         item.link(&key, (from, from_name), (to, &to_name)).map_err(|error| self.report(inode, error))?;
         let (linked, stat) = self.inode_named(new_parent, new_name, &to_name)?;
         let entry = self.entry(&linked, &stat)?;
+        if linked.backing == inode.backing {
+            linked.settle_at(place_at(new_parent, new_name, &to_name));
+        }
         // The kernel keeps the first name as one that need not be looked up: not any more, now that there are two.
         self.forget_names_later(&[at]);
         Ok(entry)
@@ -284,9 +288,9 @@ impl FileSystem {
             flags,
         )
         .map_err(|error| self.report(&moved.inode, error))?;
-        moved.inode.set_place(place_at(to.0, to.1, &new));
+        moved.inode.settle_at(place_at(to.0, to.1, &new));
         match &target {
-            Some(target) if flags == RenameFlags::Exchange => target.inode.set_place(place_at(from.0, from.1, &old)),
+            Some(target) if flags == RenameFlags::Exchange => target.inode.settle_at(place_at(from.0, from.1, &old)),
             Some(target) => self.after_replacement(target, to, replaced_links),
             None => {}
         }

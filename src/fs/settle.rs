@@ -47,8 +47,22 @@ impl FileSystem {
     }
 
     pub(super) fn check_name(&self, inode: &Inode, at: &Place, item: &Item) -> FsResult<()> {
+        if inode.is_proven(at) {
+            return Ok(());
+        }
         let stored = at.stored.as_ref().ok_or(FsError::IsDir)?;
-        item.check_name(stored).map_err(|error| self.report(inode, error))
+        match item.check_name(stored) {
+            Ok(()) => {
+                inode.prove(at);
+                Ok(())
+            }
+            Err(error @ TableError::Tampered { .. }) => {
+                // It may have gone meanwhile, and the header with it: that is nobody's attack.
+                Self::stat_named(inode, at.parent.folder()?, stored)?;
+                Err(self.report(inode, error))
+            }
+            Err(error) => Err(self.report(inode, error)),
+        }
     }
 
     fn take_recovered(&self, inode: &Inode, found: Result<Option<Recovered>, TableError>) -> FsResult<()> {
