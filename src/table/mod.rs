@@ -270,6 +270,12 @@ struct NewNames {
     many: bool,
 }
 
+/// Whether opening an item says that none is there: the name has gone, or it is a folder's by now.
+fn is_no_item(error: &io::Error) -> bool {
+    let clean = rustix::io::Errno::UCLEAN.raw_os_error();
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(clean)
+}
+
 impl NewItems {
     /// Beyond this many, a folder's flush is one of the file system.
     const MAX: usize = if cfg!(test) { 20 } else { 4096 };
@@ -304,7 +310,7 @@ impl NewItems {
         for name in &names {
             match Item::open(folder, name) {
                 Ok(item) => item.sync()?,
-                Err(TableError::Io(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                Err(TableError::Io(error)) if !is_no_item(&error) => return Err(error.into()),
                 Err(_) => {}
             }
         }

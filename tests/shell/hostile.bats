@@ -309,3 +309,9 @@ open_files() { find "/proc/$(daemon_pid)/fd" -mindepth 1 | wc -l; }
     done
     fails_with "$EBADMSG" as alice stat "$MNT/orders/good" "$MNT/orders/bad"
 }
+
+@test "a folder is flushed, whatever has become of the names in it" {
+    dir=$MNT/orders
+    as alice bash -c 'cd "$1" && touch a b c && rm a b && mkdir a && mkfifo b && mv c d && mkdir c && sync .' - "$dir"
+    as alice bash -c 'cd "$1" && rmdir a && rm b && touch a && sync . a d' - "$dir"
+}
