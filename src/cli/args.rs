@@ -270,6 +270,13 @@ pub enum KeyCommand {
         /// The key.
         name: String,
     },
+    #[command(flatten)]
+    Change(KeyChange),
+}
+
+/// What changes a key: each is one line for its `ctl`.
+#[derive(Debug, Subcommand)]
+pub enum KeyChange {
     /// Let them encrypt and decrypt with the key: adds them to the policy's statement 'Key users'.
     AddUser {
         /// The key.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::args::KeyCommand;
+use super::args::{KeyChange, KeyCommand};
 use super::control::{Control, Object, file_name};
 use super::exit::CliError;
 use super::output::Output;
@@ -23,18 +23,24 @@ pub(super) fn run(control: &Control, command: &KeyCommand, output: &mut Output<'
             output.table(&keys, &["Name", "KeyState", "KeyManager", "Description"])
         }
         KeyCommand::Describe { name } => output.object(&control.describe(Object::Key(name))?),
-        KeyCommand::AddUser { name, principals } => {
-            let result = control.command(Object::Key(name), &line_of("add-user", principals))?;
-            output.result(&result)?;
-            for table in tables_under(control, name) {
-                warn_of_missing_rights(control, &table, principals, output);
+        KeyCommand::Change(change) => {
+            let (name, line) = order(change);
+            output.result(&control.command(Object::Key(name), &line)?)?;
+            if let KeyChange::AddUser { principals, .. } = change {
+                for table in tables_under(control, name) {
+                    warn_of_missing_rights(control, &table, principals, output);
+                }
             }
             Ok(())
         }
-        KeyCommand::RemoveUser { name, principals } => {
-            let result = control.command(Object::Key(name), &line_of("remove-user", principals))?;
-            output.result(&result)
-        }
+    }
+}
+
+/// The key that a change is about, and the line for its `ctl`.
+pub(super) fn order(change: &KeyChange) -> (&str, String) {
+    match change {
+        KeyChange::AddUser { name, principals } => (name, line_of("add-user", principals)),
+        KeyChange::RemoveUser { name, principals } => (name, line_of("remove-user", principals)),
     }
 }
 

@@ -83,7 +83,7 @@ fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<Exit, CliError> {
         Command::Umount(args) => umount::run(&args.mountpoint, output)?,
         Command::Key(args) => match target(cli)? {
             Target::Mount(control) => key::run(&control, &args.command, output)?,
-            Target::Store(store) => offline::key(&store, &args.offline, &args.command, output)?,
+            Target::Store(store) => offline::key_command(&store, &args.offline, &args.command, output)?,
         },
         Command::Table(args) => match target(cli)? {
             Target::Mount(control) => table::run(&control, &args.command, output)?,

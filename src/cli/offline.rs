@@ -21,14 +21,14 @@ use super::credentials::Asking;
 use super::exit::{CliError, Exit};
 use super::output::Output;
 use super::serve::{anchor_dir, credential_of, owner_text};
-use super::{audit, policy, table};
+use super::{audit, key, policy, table};
 use crate::audit::{TrailReader, format_time};
 use crate::crypto::{Argon2Params, Key256, Key512};
 use crate::fs::open_trail;
-use crate::kms::{Key, KeyOrigin, KeySpec, Kms, KmsError, Subject, Table, TableSpec};
+use crate::kms::{Key, KeySpec, Kms, KmsError, Subject, TableSpec};
 use crate::store::{Credential, Found, Journal, Open, SlotId, SlotInfo, SlotKind, SlotState, Store};
 use crate::table::{Folder, Mounts, Names, TableError};
-use crate::types::{Encryption, KeyState, TableId};
+use crate::types::TableId;
 
 /// The directory of a store that holds a directory for each table.
 const TABLES: &str = "tables";
@@ -41,7 +41,7 @@ enum Intent {
 }
 
 /// `kmsfs key` on an unmounted store.
-pub(super) fn key(
+pub(super) fn key_command(
     store: &Path,
     args: &OfflineArgs,
     command: &KeyCommand,
@@ -51,29 +51,27 @@ pub(super) fn key(
         KeyCommand::List => {
             let custody = Custody::open(store, args, Intent::Look)?;
             let keys = custody.kms.key_names().into_iter().filter_map(|(_, id)| custody.kms.key(id).ok());
-            let rows: Vec<Value> = keys.filter_map(|key| describe_key(&key).ok()).collect();
+            let rows: Vec<Value> = keys.filter_map(|key| key.description().ok()).collect();
             output.table(&rows, &["Name", "KeyState", "KeyManager", "Description"])
         }
         KeyCommand::Describe { name } => {
             let custody = Custody::open(store, args, Intent::Look)?;
-            output.object(&describe_key(custody.key(name)?.as_ref())?)
+            output.object(&custody.key(name)?.description()?)
         }
         KeyCommand::Create { name, admins, users, description } => as_custodian(store, args, |custody, who| {
             let description = description.clone().unwrap_or_default();
             let spec = KeySpec { name: name.clone(), admins: admins.clone(), users: users.clone(), description };
             let key = custody.kms.create_key(who, &spec)?;
             if output.json() {
-                output.document(&describe_key(&key)?)
+                output.document(&key.description()?)
             } else {
                 output.line(&format!("key {name} has id {}", key.id()))
             }
         }),
-        KeyCommand::AddUser { name, principals } | KeyCommand::RemoveUser { name, principals } => {
-            let add = matches!(command, KeyCommand::AddUser { .. });
+        KeyCommand::Change(change) => {
+            let (name, line) = key::order(change);
             as_custodian(store, args, |custody, who| {
-                let key = custody.key(name)?;
-                custody.kms.change_users(who, &key, principals, add)?;
-                output.result(if add { "added" } else { "removed" })
+                output.result(&custody.kms.run_key_command(who, &custody.key(name)?, &line)?)
             })
         }
     }
@@ -89,13 +87,13 @@ pub(super) fn table(
     match command {
         TableCommand::List => {
             let custody = Custody::open(store, args, Intent::Look)?;
-            let rows: Vec<Value> = custody.kms.tables().iter().map(|table| describe_table(table)).collect();
+            let rows: Vec<Value> = custody.kms.tables().iter().map(|table| table.description()).collect();
             output.table(&rows, &["Name", "Encryption", "KeyName"])
         }
         TableCommand::Describe { name } => {
             let custody = Custody::open(store, args, Intent::Look)?;
             let table = custody.kms.table_named(name).map_err(|error| absent(error, "table", name))?;
-            output.object(&describe_table(&table))
+            output.object(&table.description())
         }
         TableCommand::Create(create) => {
             table::check(create)?;
@@ -273,7 +271,7 @@ impl Custody {
             made().map_err(|error| KmsError::Invalid(format!("the table's folder could not be made: {error}")))
         })?;
         if output.json() {
-            output.document(&describe_table(&table))
+            output.document(&table.description())
         } else {
             output.line(&format!("table {} has id {}", args.name, table.id()))
         }
@@ -366,38 +364,6 @@ fn absent(error: KmsError, kind: &'static str, name: &str) -> CliError {
         return CliError::Absent { kind, name: name.to_owned() };
     }
     error.into()
-}
-
-/// What DescribeKey says, as far as a custodian is concerned.
-fn describe_key(key: &Key) -> Result<Value, CliError> {
-    let now = key.now().ok_or(KmsError::Tampered)?;
-    let record = &now.record;
-    Ok(json!({
-        "Name": record.name,
-        "KeyId": key.id(),
-        "Arn": format!("arn:kmsfs:kms:::key/{}", key.id()),
-        "Description": record.description,
-        "KeyState": record.state,
-        "Enabled": record.state == KeyState::Enabled,
-        "KeyManager": if record.origin == KeyOrigin::Customer { "CUSTOMER" } else { "KMSFS" },
-        "CreationDate": record.created,
-        "Creator": record.creator,
-    }))
-}
-
-fn describe_table(table: &Table) -> Value {
-    let record = table.record();
-    let owned = record.encryption == Encryption::Owned;
-    let name = table.key().now().map(|now| now.record.name.clone());
-    json!({
-        "Name": record.name,
-        "TableId": table.id(),
-        "Encryption": record.encryption,
-        "KeyName": if owned { None } else { name },
-        "KeyId": if owned { None } else { Some(record.key) },
-        "CreationDate": record.created,
-        "Settings": record.settings,
-    })
 }
 
 fn describe_slot(slot: &SlotInfo) -> Value {

@@ -128,12 +128,10 @@ impl Kms {
         let parsed = Policy::parse(text)?;
         let bindings = bind(&parsed, &now.policy.bindings)?;
         self.refuse_lock_out(who, key, &parsed, &bindings)?;
-        let mut record = now.record.clone();
-        record.policy =
-            PolicyRecord { text: text.to_owned(), bindings, generation: now.policy.generation.saturating_add(1) };
-        let head = self.log_management(who, Action::PutKeyPolicy, key.id(), &record.name, None)?;
-        self.commit_key(who, Action::PutKeyPolicy, key.id(), record, head)?;
-        Ok(())
+        let generation = now.policy.generation.saturating_add(1);
+        self.change_key(who, key, Action::PutKeyPolicy, None, |record| {
+            record.policy = PolicyRecord { text: text.to_owned(), bindings, generation };
+        })
     }
 
     /// Adds principals to the key's users, or takes them out: all of them, or none.
@@ -155,12 +153,10 @@ impl Kms {
         let now = key.now().ok_or(KmsError::Tampered)?;
         let bindings = bind(&now.policy.policy, &Bindings::default())?;
         self.refuse_lock_out(who, key, &now.policy.policy, &bindings)?;
-        let mut record = now.record.clone();
-        record.policy.bindings = bindings;
-        record.policy.generation = record.policy.generation.saturating_add(1);
-        let head = self.log_management(who, Action::PutKeyPolicy, key.id(), &record.name, Some("rebind"))?;
-        self.commit_key(who, Action::PutKeyPolicy, key.id(), record, head)?;
-        Ok(())
+        self.change_key(who, key, Action::PutKeyPolicy, Some("rebind"), |record| {
+            record.policy.bindings = bindings;
+            record.policy.generation = record.policy.generation.saturating_add(1);
+        })
     }
 
     pub fn describe(&self, who: &Subject<'_>, key: &Arc<Key>, description: &str) -> Result<(), KmsError> {
@@ -169,11 +165,25 @@ impl Kms {
         if description.len() > 8192 {
             return Err(KmsError::Invalid("a description has at most 8,192 bytes".to_owned()));
         }
+        self.change_key(who, key, Action::UpdateKeyDescription, None, |record| {
+            description.clone_into(&mut record.description);
+        })
+    }
+
+    /// Changes a key's record: in the trail first, then committed, then in force. Whoever calls it has decided, and holds
+    /// `changes`.
+    pub(super) fn change_key(
+        &self,
+        who: &Subject<'_>,
+        key: &Key,
+        action: Action,
+        note: Option<&str>,
+        edit: impl FnOnce(&mut KeyRecord),
+    ) -> Result<(), KmsError> {
         let mut record = key.now().ok_or(KmsError::Tampered)?.record.clone();
-        description.clone_into(&mut record.description);
-        let head = self.log_management(who, Action::UpdateKeyDescription, key.id(), &record.name, None)?;
-        self.commit_key(who, Action::UpdateKeyDescription, key.id(), record, head)?;
-        Ok(())
+        edit(&mut record);
+        let head = self.log_management(who, action, key.id(), &record.name, note)?;
+        self.commit_key(who, action, key.id(), record, head).map(|_| ())
     }
 
     /// Saves the store's own policy.

@@ -5,8 +5,10 @@
 //! on the way to a decision denies. It refuses to hand out raw key bytes.
 
 mod clock;
+mod command;
 mod data_key;
 mod decide;
+mod describe;
 mod error;
 mod events;
 mod explain;
@@ -25,6 +27,7 @@ use crate::crypto::AeadKey;
 use crate::store::Store;
 use crate::types::{KeyId, Principal, StoreId, TableId};
 
+pub use command::StoreCommand;
 pub use data_key::{DataKey, ItemKeySource, SealKey, TableKeys};
 pub use decide::ItemAsked;
 pub use error::KmsError;

@@ -2,18 +2,15 @@
 
 use std::fmt::Write;
 
-use serde_json::json;
-
 use super::super::FileSystem;
 use super::super::api::{Attr, Caller, FsError, FsResult, Kind};
 use super::super::roots::perm;
 use super::super::subject::Asker;
 use super::trail::TrailText;
 use super::{Node, Scope, lock};
-use crate::crypto::sha256;
-use crate::kms::{Key, KeyOrigin, KmsError};
+use crate::kms::Key;
 use crate::sys;
-use crate::types::{Action, Groups, KeyState, TableId};
+use crate::types::{Action, Groups, TableId};
 
 impl FileSystem {
     /// The text of a file for this caller. `for_real`: it is being opened, so a refusal is an event of the trail;
@@ -29,7 +26,7 @@ impl FileSystem {
             Node::KeyJson(id) => {
                 let key = self.kms.key(*id)?;
                 self.permit(who, &key, Action::DescribeKey, for_real)?;
-                describe_key(&key)?
+                pretty(&key.description()?)?
             }
             Node::TableJson(id) => self.describe_table(who, *id, for_real)?,
             Node::WhyPath(table, path) => self.why(who, *table, path)?,
@@ -129,18 +126,7 @@ impl FileSystem {
         if self.permit(who, table.key(), Action::DescribeKey, false).is_err() {
             self.permit_store(who, Action::DescribeTable, for_real)?;
         }
-        let record = table.record();
-        let key_name = table.key().now().map(|now| now.record.name.clone());
-        let owned = table.key().now().is_some_and(|now| now.is_owned());
-        pretty(&json!({
-            "Name": record.name,
-            "TableId": id,
-            "Encryption": record.encryption,
-            "KeyName": if owned { None } else { key_name },
-            "KeyId": if owned { None } else { Some(table.key().id()) },
-            "CreationDate": record.created,
-            "Settings": record.settings,
-        }))
+        pretty(&table.description())
     }
 
     /// Attributes of the mirror of a folder or an item: the folder's own rights, so that the kernel lets through whom it
@@ -164,30 +150,6 @@ impl FileSystem {
         let table = self.kms.table(table)?;
         Ok(self.kms.explain(&who.subject(), &table, path).to_string())
     }
-}
-
-/// DescribeKey's answer, with AWS's member names and ours.
-fn describe_key(key: &Key) -> FsResult<String> {
-    let now = key.now().ok_or(KmsError::Tampered)?;
-    let record = &now.record;
-    pretty(&json!({
-        "Name": record.name,
-        "KeyId": key.id(),
-        "Arn": format!("arn:kmsfs:kms:::key/{}", key.id()),
-        "Description": record.description,
-        "KeyState": record.state,
-        "Enabled": record.state == KeyState::Enabled,
-        "KeyManager": if record.origin == KeyOrigin::Customer { "CUSTOMER" } else { "KMSFS" },
-        "KeyUsage": "ENCRYPT_DECRYPT",
-        "KeySpec": "SYMMETRIC_DEFAULT",
-        "Origin": "KMSFS",
-        "CreationDate": record.created,
-        "Creator": record.creator,
-        "CurrentKeyMaterialVersion": record.material.last().map(|version| version.version),
-        "PolicyGeneration": record.policy.generation,
-        "PolicySha256": crate::kms::hex(&sha256(record.policy.text.as_bytes())),
-        "Generation": key.generation(),
-    }))
 }
 
 fn pretty(value: &serde_json::Value) -> FsResult<String> {
