@@ -136,6 +136,17 @@ impl Trail {
         Ok((trail, found))
     }
 
+    /// Whether events can be written: no, if there was no space when it was opened.
+    pub fn has_room(&self) -> Result<bool, AuditError> {
+        Ok(self.lock()?.segment.is_some())
+    }
+
+    /// Begins a segment after all, space having been made.
+    pub fn use_room(&self) -> Result<(), AuditError> {
+        let mut inner = self.lock()?;
+        if inner.segment.is_some() { Ok(()) } else { self.begin_segment(&mut inner) }
+    }
+
     /// Writes an event down: it is in the file when this returns, not yet flushed. Denials (events with an error) that
     /// flood are counted instead, and written with their count within a second (`tick`).
     ///

@@ -105,7 +105,13 @@ impl FileSystem {
 
 /// The trail of a store that is open for writing.
 pub fn open_trail(store: &Store) -> Result<(Trail, Vec<crate::audit::TrailFound>), AuditError> {
-    Trail::open(store.root_dir().as_ref(), &store.keys().trail, store.id(), *store.session(), store.trail_head())
+    let root = store.root_dir();
+    let opened = Trail::open(root.as_ref(), &store.keys().trail, store.id(), *store.session(), store.trail_head())?;
+    // A store on a full disk must be served, so that its administrators can take rights and remove items.
+    if !opened.0.has_room()? && store.give_up_spare() {
+        opened.0.use_room()?;
+    }
+    Ok(opened)
 }
 
 fn journal_key(store: &Store) -> Result<Key256, SessionError> {

@@ -13,6 +13,7 @@ use super::error::StoreError;
 use super::fields::hex;
 use super::lifecycle::{Live, Store};
 use super::records::{self, RECORDS_DIR, RecordName};
+use super::spare::Spare;
 use crate::crypto::sha256;
 
 /// One object of a commit.
@@ -51,11 +52,12 @@ pub(super) struct Engine {
     condition: Condition,
     /// Files of old generations that could not be removed yet.
     stale: Vec<String>,
+    spare: Spare,
 }
 
 impl Engine {
-    pub(super) fn new(catalog: Writer, anchor: AnchorFile, epoch_floor: u64) -> Self {
-        Self { catalog, anchor, epoch_floor, condition: Condition::Usable, stale: Vec::new() }
+    pub(super) fn new(catalog: Writer, anchor: AnchorFile, epoch_floor: u64, spare: Spare) -> Self {
+        Self { catalog, anchor, epoch_floor, condition: Condition::Usable, stale: Vec::new(), spare }
     }
 
     fn check_usable(&mut self) -> Result<(), StoreError> {
@@ -132,6 +134,11 @@ impl Store {
         Ok(())
     }
 
+    /// Gives up the space that is kept for changes; whether there was any.
+    pub fn give_up_spare(&self) -> bool {
+        self.engine().is_ok_and(|mut engine| engine.spare.give_up())
+    }
+
     /// Looks whether the catalog's copies are those that this process has written, as each commit does.
     ///
     /// # Errors
@@ -145,8 +152,20 @@ impl Store {
         self.engine.as_ref().ok_or(StoreError::ReadOnly)?.lock().map_err(|_| StoreError::Poisoned)
     }
 
+    /// With a full disk the space that is kept for it is used.
     pub(super) fn transact(&self, draft: &Draft<'_>) -> Result<Vec<u64>, StoreError> {
         let mut engine = self.engine()?;
+        let mut done = self.try_transact(&mut engine, draft);
+        if done.as_ref().is_err_and(StoreError::is_lack_of_space) && engine.spare.give_up() {
+            log::warn!("the store's disk is full: the space that is kept for changes is used");
+            done = self.try_transact(&mut engine, draft);
+        } else if done.is_ok() {
+            engine.spare.keep();
+        }
+        done
+    }
+
+    fn try_transact(&self, engine: &mut Engine, draft: &Draft<'_>) -> Result<Vec<u64>, StoreError> {
         engine.check_usable()?;
         let planned = self.plan(draft.changes)?;
         let text = self.entry_text(draft, &planned);
@@ -169,13 +188,13 @@ impl Store {
         // What an earlier try has left under these names is replaced now, and must not be removed later.
         engine.stale.retain(|stale| planned.iter().all(|plan| plan.name.file() != *stale));
         if let Err(error) = self.write_records(&planned) {
-            self.remove_records(&mut engine, planned.iter().filter(|plan| plan.sealed.is_some()).map(|plan| plan.name));
+            self.remove_records(engine, planned.iter().filter(|plan| plan.sealed.is_some()).map(|plan| plan.name));
             return Err(error);
         }
         if let Err(failed) = engine.write(&entry, anchor) {
             if failed.undone {
                 let made = planned.iter().filter(|plan| plan.sealed.is_some()).map(|plan| plan.name);
-                self.remove_records(&mut engine, made);
+                self.remove_records(engine, made);
             } else {
                 engine.condition = Condition::Poisoned;
             }
@@ -190,8 +209,8 @@ impl Store {
             }
             *begun |= draft.epoch.is_some();
         }
-        self.remove_records(&mut engine, planned.iter().filter_map(|plan| plan.old));
-        self.snapshot_if_long(&mut engine, sealer);
+        self.remove_records(engine, planned.iter().filter_map(|plan| plan.old));
+        self.snapshot_if_long(engine, sealer);
         Ok(planned.iter().map(|plan| plan.name.generation).collect())
     }
 

@@ -64,6 +64,12 @@ impl StoreError {
         move |source| Self::Io { doing, file, source }
     }
 
+    /// Whether there was no room on the disk, or in a quota.
+    pub(super) fn is_lack_of_space(&self) -> bool {
+        let full = [libc::ENOSPC, libc::EDQUOT];
+        matches!(self, Self::Io { source, .. } if source.raw_os_error().is_some_and(|errno| full.contains(&errno)))
+    }
+
     /// Names the store's path where the error was made without knowing it.
     pub(super) fn at(mut self, here: &str) -> Self {
         if let Self::NotAStore { path } | Self::NotEmpty { path } = &mut self {

@@ -25,6 +25,7 @@ use super::lock::{LOCK_FILE, StoreLock};
 use super::records::{self, RECORDS_DIR, RecordName};
 use super::root::{Credential, MAX_ROOT_LEN, NewSlot, ROOT_FILE, RootFile, RootKeys, Unlocked};
 use super::slots;
+use super::spare::Spare;
 use super::storage::{Dir, Storage, read_whole, write_replace};
 use crate::crypto::{Argon2Params, Key256, random};
 use crate::types::StoreId;
@@ -267,7 +268,12 @@ impl Store {
             let mut anchor = AnchorFile::open(base, id, anchor_bytes)?;
             let bytes = Anchor::of(id, state, floor).encode(&keys.anchor);
             anchor.advance(bytes).map_err(|failed| failed.error)?;
-            Some(Mutex::new(Engine::new(Writer::open(Arc::clone(&dir), &chosen.log)?, anchor, floor)))
+            Some(Mutex::new(Engine::new(
+                Writer::open(Arc::clone(&dir), &chosen.log)?,
+                anchor,
+                floor,
+                Spare::of(Arc::clone(&dir)),
+            )))
         };
         events.extend(sweep(&records_dir, state, !how.read_only && !how.accept_anchor)?);
         let live = RwLock::new(Live { state: chosen.log.state, begun: false });

@@ -14,6 +14,7 @@ pub mod record;
 mod records;
 mod root;
 mod slots;
+mod spare;
 pub mod storage;
 #[cfg(test)]
 mod tests;
