@@ -140,10 +140,12 @@ pub enum Action {
     PutStorePolicy,
     /// `kmsfs:ReadStats`.
     ReadStats,
+    /// `kmsfs:ResetClock`: take the host's clock for right, though it is behind what the store has seen.
+    ResetClock,
 }
 
 impl Action {
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Decrypt,
         Self::Encrypt,
         Self::GenerateDataKey,
@@ -175,6 +177,7 @@ impl Action {
         Self::GetStorePolicy,
         Self::PutStorePolicy,
         Self::ReadStats,
+        Self::ResetClock,
     ];
 
     /// The full name, prefix included, as a policy writes it.
@@ -212,6 +215,7 @@ impl Action {
             Self::GetStorePolicy => "kmsfs:GetStorePolicy",
             Self::PutStorePolicy => "kmsfs:PutStorePolicy",
             Self::ReadStats => "kmsfs:ReadStats",
+            Self::ResetClock => "kmsfs:ResetClock",
         }
     }
 

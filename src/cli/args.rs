@@ -88,6 +88,12 @@ pub enum Command {
 
     /// List the mounts of this machine, or describe one (--at).
     Status,
+
+    /// Take the host's clock for right, though it is behind what the store has seen.
+    ///
+    /// A store's time never goes back, so that a clock set back revives nothing that has expired. After a clock that was
+    /// ahead by mistake this is the remedy. It stands in the audit trail.
+    ResetClock(ResetClockArgs),
 }
 
 /// Where the secret that opens a store comes from. None of them given: the systemd credential `kmsfs.passphrase` or
@@ -136,6 +142,10 @@ pub struct InitArgs {
 
     #[command(flatten)]
     pub credential: CredentialArgs,
+
+    /// Make a store that is not for use: its clock may be moved by $KMSFS_TEST_CLOCK, a file that holds seconds.
+    #[arg(long, hide = true)]
+    pub for_tests: bool,
 
     /// What the first unlock slot is called.
     #[arg(long, value_name = "TEXT", default_value = "first")]
@@ -228,6 +238,12 @@ pub struct MountHelper {
 }
 
 #[derive(Debug, Args)]
+pub struct ResetClockArgs {
+    #[command(flatten)]
+    pub offline: OfflineArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct UmountArgs {
     #[arg(value_name = "MOUNTPOINT")]
     pub mountpoint: PathBuf,
@@ -239,6 +255,7 @@ pub struct UmountArgs {
 Examples:
   kmsfs --at /mnt/kms key create orders --admin carol --user alice --user group:finance
   kmsfs --at /mnt/kms key add-user orders bob
+  kmsfs --at /mnt/kms key schedule-deletion orders --days 7 --confirm orders
   kmsfs --at /srv/store key add-user orders dora --key-file k --reason 'the last administrator left'")]
 pub struct KeyArgs {
     #[command(flatten)]
@@ -270,6 +287,12 @@ pub enum KeyCommand {
         /// The key.
         name: String,
     },
+    /// Print what remains of a destroyed key: what was destroyed, when, by whose order. The audit trail has the SHA-256 of
+    /// these bytes.
+    Receipt {
+        /// The key.
+        name: String,
+    },
     #[command(flatten)]
     Change(KeyChange),
 }
@@ -293,6 +316,85 @@ pub enum KeyChange {
         #[arg(value_name = "P", required = true, value_parser = principal)]
         principals: Vec<PForm>,
     },
+    /// Let a key be used again that was disabled, or whose deletion was called off.
+    Enable {
+        /// The key.
+        name: String,
+    },
+    /// Let nobody use the key, whatever its policy says, until it is enabled; files that are open stop being readable.
+    Disable {
+        /// The key.
+        name: String,
+    },
+    /// Make new material for the key. What there is stays readable; new tables use it.
+    Rotate {
+        /// The key.
+        name: String,
+    },
+    /// Rotate the key every so many days by itself, or no longer.
+    AutoRotate {
+        /// The key.
+        name: String,
+        /// 90 to 2560, or 'off'; a year, if nothing is said.
+        #[arg(value_name = "DAYS|off", value_parser = rotation_period)]
+        days: Option<String>,
+    },
+    /// Have the key destroyed after 7 to 30 days, and with it everything that is encrypted under it.
+    ///
+    /// Without --confirm it only says what would become unreadable. Until the window has passed, cancel-deletion calls it
+    /// off. Days count in which the store is served; a time in which it is not counts for a day at most.
+    ScheduleDeletion {
+        /// The key.
+        name: String,
+        /// Days until then.
+        #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(7..=30))]
+        days: u32,
+        /// The key's name once more.
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+    },
+    /// Call the key's deletion off. The key is disabled then.
+    CancelDeletion {
+        /// The key.
+        name: String,
+    },
+    /// Count the time in which the store was not served towards the key's deletion; without --confirm only say how much.
+    ConfirmElapsed {
+        /// The key.
+        name: String,
+        /// The key's name once more.
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+    },
+    /// Say what would become unreadable with the key.
+    BlastRadius {
+        /// The key.
+        name: String,
+    },
+    /// Give the key another name; its tables stay its own.
+    Rename {
+        /// The key.
+        name: String,
+        /// What it is to be called.
+        #[arg(value_name = "NEW-NAME")]
+        new_name: String,
+    },
+    /// Say what the key is for.
+    SetDescription {
+        /// The key.
+        name: String,
+        /// One line.
+        #[arg(value_name = "TEXT")]
+        text: String,
+    },
+}
+
+/// `off`, or a number of days, which the daemon judges.
+fn rotation_period(text: &str) -> Result<String, String> {
+    if text == "off" || text.parse::<u32>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err("a number of days, or 'off'".to_owned())
 }
 
 /// The three kinds of encryption, as words of the command line.

@@ -113,6 +113,11 @@ impl Control {
         serde_json::from_slice(&bytes).map_err(|source| CliError::Malformed { path, source })
     }
 
+    /// What remains of a destroyed key, byte for byte.
+    pub fn receipt(&self, key: &str) -> Result<Vec<u8>, CliError> {
+        self.document(Object::Key(key), "receipt.json")
+    }
+
     /// The names of all keys that the caller may list, sorted.
     pub fn keys(&self) -> Result<Vec<String>, CliError> {
         self.names("keys")

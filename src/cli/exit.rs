@@ -102,6 +102,7 @@ impl Exit {
             KmsError::Store(error) => Self::of_store(error),
             KmsError::Io(error) => Self::of_io(error),
             KmsError::KeyRevoked(_)
+            | KmsError::InvalidState { .. }
             | KmsError::Destroyed
             | KmsError::Exists
             | KmsError::BadName(_)

@@ -23,8 +23,9 @@ pub(super) fn run(control: &Control, command: &KeyCommand, output: &mut Output<'
             output.table(&keys, &["Name", "KeyState", "KeyManager", "Description"])
         }
         KeyCommand::Describe { name } => output.object(&control.describe(Object::Key(name))?),
+        KeyCommand::Receipt { name } => output.bytes(&control.receipt(name)?),
         KeyCommand::Change(change) => {
-            let (name, line) = order(change);
+            let (name, line) = order(change)?;
             output.result(&control.command(Object::Key(name), &line)?)?;
             if let KeyChange::AddUser { principals, .. } = change {
                 for table in tables_under(control, name) {
@@ -37,11 +38,27 @@ pub(super) fn run(control: &Control, command: &KeyCommand, output: &mut Output<'
 }
 
 /// The key that a change is about, and the line for its `ctl`.
-pub(super) fn order(change: &KeyChange) -> (&str, String) {
-    match change {
+pub(super) fn order(change: &KeyChange) -> Result<(&str, String), CliError> {
+    let confirmed = |confirm: &Option<String>| confirm.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+    Ok(match change {
         KeyChange::AddUser { name, principals } => (name, line_of("add-user", principals)),
         KeyChange::RemoveUser { name, principals } => (name, line_of("remove-user", principals)),
-    }
+        KeyChange::Enable { name } => (name, "enable".to_owned()),
+        KeyChange::Disable { name } => (name, "disable".to_owned()),
+        KeyChange::Rotate { name } => (name, "rotate".to_owned()),
+        KeyChange::AutoRotate { name, days } => (name, format!("auto-rotate {}", days.as_deref().unwrap_or_default())),
+        KeyChange::ScheduleDeletion { name, days, confirm } => {
+            (name, format!("schedule-deletion {days}{}", confirmed(confirm)))
+        }
+        KeyChange::CancelDeletion { name } => (name, "cancel-deletion".to_owned()),
+        KeyChange::ConfirmElapsed { name, confirm } => (name, format!("confirm-elapsed{}", confirmed(confirm))),
+        KeyChange::BlastRadius { name } => (name, "blast-radius".to_owned()),
+        KeyChange::Rename { name, new_name } => (name, format!("rename {}", file_name("key", new_name)?)),
+        KeyChange::SetDescription { name, text } if text.contains('\n') => {
+            return Err(CliError::usage(format!("the description of {name} is to be one line")));
+        }
+        KeyChange::SetDescription { name, text } => (name, format!("describe {text}")),
+    })
 }
 
 /// Warns of principals who have the key but may not enter or list the table's folder: the key alone opens nothing.

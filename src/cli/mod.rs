@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 
 use args::{Cli, Command, MountHelper, PolicyArgs, PolicyCommand};
-use control::Control;
+use control::{Control, Object};
 use exit::{CliError, Exit};
 use output::Output;
 
@@ -109,6 +109,10 @@ fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<Exit, CliError> {
             let args::AnchorCommand::Accept { store: named } = &args.command;
             offline::accept_anchor(&store(cli, named.as_ref())?, &args.offline, output)?;
         }
+        Command::ResetClock(args) => match target(cli)? {
+            Target::Mount(control) => output.result(&control.command(Object::Store, "reset-clock")?)?,
+            Target::Store(store) => offline::reset_clock(&store, &args.offline, output)?,
+        },
         // By --at alone: who has set the variable still wants to see what else is mounted.
         Command::Status => match &cli.at {
             Some(path) => status::one(&Control::at(path)?, output)?,

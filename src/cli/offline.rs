@@ -56,7 +56,11 @@ pub(super) fn key_command(
         }
         KeyCommand::Describe { name } => {
             let custody = Custody::open(store, args, Intent::Look)?;
-            output.object(&custody.key(name)?.description()?)
+            output.object(&custody.kms.describe_key(&*custody.key(name)?)?)
+        }
+        KeyCommand::Receipt { name } => {
+            let custody = Custody::open(store, args, Intent::Look)?;
+            output.bytes(custody.key(name)?.receipt()?.document()?.as_bytes())
         }
         KeyCommand::Create { name, admins, users, description } => as_custodian(store, args, |custody, who| {
             let description = description.clone().unwrap_or_default();
@@ -69,7 +73,7 @@ pub(super) fn key_command(
             }
         }),
         KeyCommand::Change(change) => {
-            let (name, line) = key::order(change);
+            let (name, line) = key::order(change)?;
             as_custodian(store, args, |custody, who| {
                 output.result(&custody.kms.run_key_command(who, &custody.key(name)?, &line)?)
             })
@@ -100,6 +104,11 @@ pub(super) fn table(
             as_custodian(store, args, |custody, who| custody.create_table(who, create, output))
         }
     }
+}
+
+/// `kmsfs reset-clock` on an unmounted store.
+pub(super) fn reset_clock(store: &Path, args: &OfflineArgs, output: &mut Output<'_>) -> Result<(), CliError> {
+    as_custodian(store, args, |custody, who| output.result(&custody.kms.reset_clock(who)?))
 }
 
 /// `kmsfs policy` on an unmounted store.

@@ -60,7 +60,7 @@ pub(super) fn init(args: &InitArgs, output: &mut Output<'_>) -> Result<(), CliEr
         accept_anchor: false,
     };
     let store = Store::create(&path, &credential, params, &args.label, &how).map_err(SessionError::Store)?;
-    fill(Arc::new(store)).inspect_err(|_| {
+    fill(Arc::new(store), args.for_tests).inspect_err(|_| {
         // A store without its own keys is of no use to anybody; what was there before was empty.
         let _ = std::fs::remove_dir_all(&path);
     })?;
@@ -68,11 +68,12 @@ pub(super) fn init(args: &InitArgs, output: &mut Output<'_>) -> Result<(), CliEr
 }
 
 /// The store's own keys and its policy.
-fn fill(store: Arc<Store>) -> Result<(), SessionError> {
+fn fill(store: Arc<Store>, for_tests: bool) -> Result<(), SessionError> {
     let (trail, _) = open_trail(&store)?;
     let uid = rustix::process::geteuid().as_raw();
     let administrator = sys::user_name(uid).map_or(PForm::Uid(uid), PForm::User);
-    Kms::initialise(store, Arc::new(trail), &[administrator])?.close()?;
+    let make = if for_tests { Kms::initialise_for_tests } else { Kms::initialise };
+    make(store, Arc::new(trail), &[administrator])?.close()?;
     Ok(())
 }
 

@@ -28,7 +28,13 @@ pub(super) fn one(control: &Control, output: &mut Output<'_>) -> Result<(), CliE
     let mount = mounts.iter().rfind(|mount| mount.mount_point == control.mountpoint());
     let mount = mount.ok_or_else(|| CliError::NotAMount { path: control.mountpoint().to_owned() })?;
     let whoami = control.read(Path::new("whoami"))?;
+    let store = control.read(Path::new("store.json"))?;
+    let store: Value = serde_json::from_slice(&store)
+        .map_err(|source| CliError::Malformed { path: PathBuf::from("store.json"), source })?;
     let mut value = row(&mount.mount_point, Path::new(&mount.source));
+    if let (Some(members), Some(known)) = (value.as_object_mut(), store.as_object()) {
+        members.extend(known.iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
     if let Some(members) = value.as_object_mut() {
         let text = String::from_utf8_lossy(&whoami).trim_end().replace('\n', ", ");
         members.insert("Caller".to_owned(), Value::String(text));

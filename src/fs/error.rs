@@ -22,6 +22,7 @@ impl From<KmsError> for FsError {
             | KmsError::Policy(_)
             | KmsError::Edit(_)
             | KmsError::LockOut
+            | KmsError::InvalidState { .. }
             | KmsError::Invalid(_) => Self::Invalid,
             KmsError::ReadOnly => Self::ReadOnly,
             // Opening fails because of damage alone.

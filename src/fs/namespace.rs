@@ -12,7 +12,7 @@ use super::folders::place_at;
 use super::inodes::{Backing, Body, Inode, ItemBody, Place};
 use super::open_file::Wanted;
 use super::subject::Asker;
-use crate::kms::{ItemAsked, KmsError, SealKey};
+use crate::kms::{ItemAsked, Kms, KmsError, SealKey};
 use crate::store::RenameFlags;
 use crate::table::{self, Item, ItemKind, Moved, StoredName};
 use crate::types::Action;
@@ -136,6 +136,9 @@ impl FileSystem {
     fn right_to_remove(&self, who: &Asker, named: Named<'_>) -> FsResult<Option<SealKey>> {
         let path = || named.0.path_of(named.1);
         let asked = ItemAsked { table: named.0.table()?, path: &path };
+        if Kms::is_destroyed(asked.table) {
+            return Ok(None);
+        }
         match self.kms.seal_key(&who.subject(), &asked, Action::Encrypt) {
             Ok((key, _)) => Ok(Some(key)),
             Err(KmsError::Destroyed | KmsError::Tampered) => {

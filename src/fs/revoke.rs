@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::FileSystem;
-use super::api::{Outcome, Revocation};
+use super::api::{FsError, FsResult, Outcome, Revocation};
 use super::control::Scope;
 use super::inodes::{Inode, Place};
 use super::open_file::Handle;
 use crate::kms::OnRevoke;
+use crate::types::KeyId;
 
 /// What has to be carried out before a save is answered; nothing, where it concerns no open handle.
 #[derive(Debug, Default)]
@@ -27,20 +28,54 @@ impl Pending {
     }
 }
 
+/// What a handle has lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lost {
+    Nothing,
+    /// Its key's service, as everybody has: nobody can fill the cache that it reads from. When the key is enabled again,
+    /// it goes on, unless its opener has lost his right by then, which that change finds out.
+    Service,
+    /// Its opener's right.
+    Right,
+}
+
+impl Lost {
+    fn of<T>(checked: &FsResult<T>) -> Self {
+        match checked {
+            Ok(_) => Self::Nothing,
+            Err(FsError::KeyRevoked | FsError::NoKey) => Self::Service,
+            Err(_) => Self::Right,
+        }
+    }
+}
+
 impl FileSystem {
     /// After a change of a key's or the store's policy.
     pub(super) fn revocation_after(&self, scope: Scope) -> Pending {
-        self.revocation_where(|handle| Self::concerns(scope, handle) && self.lost_something(handle))
+        self.revocation_where(|handle| if Self::concerns(scope, handle) { self.lost(handle) } else { Lost::Nothing })
     }
 
     /// What a date condition has ended, of handles that are open.
     pub(super) fn revoke_expired(&self) {
         let pending = self.revocation_where(|handle| {
             let timed = handle.inode.table().is_ok_and(|table| self.kms.depends_on_time(table));
-            timed && self.has_expired(handle)
+            if timed { self.lost_by_time(handle) } else { Lost::Nothing }
         });
-        if let (Some(revocation), Some(revoke)) = (pending.0, self.revoker.get()) {
-            revoke(revocation);
+        self.carry_out(pending);
+    }
+
+    /// What the daemon has done to a key by itself: nobody waits for it.
+    pub(super) fn revoke_by_itself(&self, key: KeyId) {
+        let pending = self.revocation_after(Scope::Key(key));
+        self.carry_out(pending);
+    }
+
+    fn carry_out(&self, pending: Pending) {
+        match (pending.0, self.revoker.get()) {
+            (Some(revocation), Some(revoke)) => revoke(revocation),
+            // Before the mount is there the kernel has cached nothing.
+            (Some(_), None) => self.revocation_done(),
+            (None, _) => {}
         }
     }
 
@@ -62,14 +97,19 @@ impl FileSystem {
         revoke(Revocation { inodes, names, id });
     }
 
-    fn revocation_where(&self, is_lost: impl Fn(&Handle) -> bool) -> Pending {
-        let mut losers: HashMap<u64, Arc<Inode>> = HashMap::new();
+    fn revocation_where(&self, lost: impl Fn(&Handle) -> Lost) -> Pending {
+        let mut losers: HashMap<u64, (Arc<Inode>, Lost)> = HashMap::new();
         // From a retired inode nothing is to be had any more, once its pages are gone: those that another revocation is
         // about to drop are waited for here, too.
         let draining = self.is_draining();
         for handle in self.handles.all() {
-            if (draining || !handle.inode.is_retired()) && is_lost(&handle) {
-                losers.insert(handle.inode.ino, Arc::clone(&handle.inode));
+            if !draining && handle.inode.is_retired() {
+                continue;
+            }
+            let lost = lost(&handle);
+            if lost != Lost::Nothing {
+                let known = losers.entry(handle.inode.ino).or_insert_with(|| (Arc::clone(&handle.inode), lost));
+                known.1 = known.1.max(lost);
             }
         }
         if losers.is_empty() {
@@ -77,9 +117,10 @@ impl FileSystem {
         }
         let mut revocation =
             Revocation { id: self.revocations.fetch_add(1, Ordering::Relaxed), ..Revocation::default() };
-        for inode in losers.into_values() {
+        for (inode, lost) in losers.into_values() {
             revocation.inodes.push(inode.ino);
-            let expires = inode.table().is_ok_and(|table| table.settings().on_revoke == OnRevoke::Expire);
+            let expires =
+                lost == Lost::Right && inode.table().is_ok_and(|table| table.settings().on_revoke == OnRevoke::Expire);
             if expires {
                 self.inodes.retire(&inode);
                 if let Some(Place { parent, name, .. }) = inode.place() {
@@ -100,16 +141,16 @@ impl FileSystem {
         }
     }
 
-    fn lost_something(&self, handle: &Handle) -> bool {
-        let lost_read = handle.reads() && self.check_read(handle).is_err();
-        let lost_write = handle.writes() && self.check_write(handle).is_err();
-        lost_read || lost_write
+    fn lost(&self, handle: &Handle) -> Lost {
+        let read = if handle.reads() { Lost::of(&self.check_read(handle)) } else { Lost::Nothing };
+        let write = if handle.writes() { Lost::of(&self.check_write(handle)) } else { Lost::Nothing };
+        read.max(write)
     }
 
     /// Decides anew although the key has not changed.
-    fn has_expired(&self, handle: &Handle) -> bool {
+    fn lost_by_time(&self, handle: &Handle) -> Lost {
         handle.forget_decisions();
-        self.lost_something(handle)
+        self.lost(handle)
     }
 
     pub(super) fn is_draining(&self) -> bool {

@@ -1,5 +1,5 @@
-//! What has to happen though nobody asks: counts of coalesced events written, events flushed, date conditions carried
-//! out, the journal put in place while it is short.
+//! What has to happen though nobody asks: counts of coalesced events written, events flushed, date conditions, rotations
+//! and deletions carried out, the time kept, the journal put in place while it is short.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -12,6 +12,9 @@ use super::FileSystem;
 const PERIOD: Duration = Duration::from_secs(1);
 /// Every so many ticks the journal is put in place.
 const CHECKPOINT_EVERY: u32 = 10;
+/// Every so many ticks the store keeps what is known of time, while something waits for it, and else.
+const KEEP_TIME_EVERY: u32 = 60;
+const KEEP_TIME_AT_LEAST_EVERY: u32 = 3600;
 
 impl FileSystem {
     /// Starts the thread that ticks until the file system is gone.
@@ -27,13 +30,28 @@ impl FileSystem {
         {
             log::error!("{error}");
         }
+        for key in self.kms.carry_out_due() {
+            self.revoke_by_itself(key);
+        }
         self.revoke_expired();
+        self.keep_time(count);
         let pending = !self.options.read_only && self.journal.pending_bytes() > 0;
         if pending
             && count.is_multiple_of(CHECKPOINT_EVERY)
             && let Err(error) = self.journal.checkpoint()
         {
             log::error!("the journal could not be put in place: {error}");
+        }
+    }
+
+    fn keep_time(&self, count: u32) {
+        let due = count.is_multiple_of(KEEP_TIME_AT_LEAST_EVERY)
+            || (count.is_multiple_of(KEEP_TIME_EVERY) && self.kms.waits_for_time());
+        if due
+            && !self.options.read_only
+            && let Err(error) = self.kms.keep_time()
+        {
+            log::error!("the time could not be kept: {error}");
         }
     }
 }

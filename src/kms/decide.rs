@@ -92,7 +92,7 @@ impl Kms {
         action: Action,
     ) -> Result<(Arc<TableKeys>, u64), KmsError> {
         let (generation, decision) = self.decide_item(who, item, action)?;
-        let keys = item.table.keys.clone().ok_or(KmsError::Tampered)?;
+        let keys = item.table.keys().ok_or(KmsError::Tampered)?;
         if action == Action::Decrypt
             && let Some(decision) = decision
         {
@@ -179,6 +179,19 @@ impl Kms {
         result
     }
 
+    /// The same where the key's state is no reason to refuse: what is asked for is possible in every state.
+    pub(super) fn check_key_in_any_state(&self, who: &Subject<'_>, key: &Key, action: Action) -> Result<(), KmsError> {
+        let by_state = |error: &KmsError| {
+            matches!(error, KmsError::KeyRevoked(_) | KmsError::InvalidState { .. } | KmsError::Destroyed)
+        };
+        // The policy is asked first: a state that refuses says that the policy would not have.
+        match self.decide_management(who, key, action) {
+            Err(error) if by_state(&error) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(_) => self.check_key(who, key, action),
+        }
+    }
+
     /// The same question without an event, for listings and sizes.
     pub fn would_allow(&self, who: &Subject<'_>, key: &Key, action: Action) -> bool {
         self.decide_management(who, key, action).is_ok()
@@ -193,7 +206,9 @@ impl Kms {
             Subject::Custodian { .. } if action.is_cryptographic() => {
                 Err(KmsError::Denied { action, why: "a custodian uses no key".to_owned() })
             }
-            Subject::Custodian { .. } => Ok(()),
+            Subject::Custodian { .. } => {
+                of_verdict(policy::of_state(action, now.state()), action, now.state(), String::new)
+            }
             Subject::Caller { principal, .. } => {
                 let account = self.store_policy()?;
                 let resource = resource_of(key, &now);
@@ -344,10 +359,15 @@ fn resource_of(key: &Key, now: &KeyNow) -> [String; 2] {
 }
 
 fn verdict(decision: &Decision, action: Action, state: KeyState) -> Result<(), KmsError> {
-    match decision.verdict {
+    of_verdict(decision.verdict, action, state, || decision.reason.to_string())
+}
+
+fn of_verdict(verdict: Verdict, action: Action, state: KeyState, why: impl FnOnce() -> String) -> Result<(), KmsError> {
+    match verdict {
         Verdict::Allowed => Ok(()),
-        Verdict::Denied => Err(KmsError::Denied { action, why: decision.reason.to_string() }),
-        Verdict::KeyRevoked | Verdict::InvalidState => Err(KmsError::KeyRevoked(state)),
+        Verdict::Denied => Err(KmsError::Denied { action, why: why() }),
+        Verdict::KeyRevoked => Err(KmsError::KeyRevoked(state)),
+        Verdict::InvalidState => Err(KmsError::InvalidState { action, state }),
         Verdict::NoKey => Err(KmsError::Destroyed),
     }
 }

@@ -9,7 +9,7 @@ use crate::policy::{EditError, PolicyError};
 use crate::store::StoreError;
 use crate::types::{Action, KeyState};
 
-/// An error of the key service. Everything but `Denied`, `KeyRevoked` and `Destroyed` is about a request that
+/// An error of the key service. Everything but `Denied`, `KeyRevoked`, `InvalidState` and `Destroyed` is about a request that
 /// was allowed or about the store; nothing here carries a secret.
 #[derive(Debug)]
 pub enum KmsError {
@@ -20,6 +20,11 @@ pub enum KmsError {
     },
     /// The policy allows it, the key is disabled or waits for its deletion.
     KeyRevoked(KeyState),
+    /// The policy allows it, and the key's state does not know such a change.
+    InvalidState {
+        action: Action,
+        state: KeyState,
+    },
     /// The policy allows it, the key is destroyed.
     Destroyed,
     /// No key, or no table, of this name.
@@ -61,6 +66,9 @@ impl fmt::Display for KmsError {
         match self {
             Self::Denied { action, why } => write!(f, "{action} denied: {why}"),
             Self::KeyRevoked(state) => write!(f, "the key is in state {state}"),
+            Self::InvalidState { action, state } => {
+                write!(f, "the key is in state {state}, which does not allow {action}")
+            }
             Self::Destroyed => f.write_str("the key is destroyed"),
             Self::NotFound => f.write_str("no such key or table"),
             Self::Exists => f.write_str("the name is taken"),
@@ -99,6 +107,7 @@ impl std::error::Error for KmsError {
             Self::Io(error) => Some(error),
             Self::Denied { .. }
             | Self::KeyRevoked(_)
+            | Self::InvalidState { .. }
             | Self::Destroyed
             | Self::NotFound
             | Self::Exists

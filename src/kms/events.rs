@@ -76,7 +76,19 @@ impl Kms {
         name: &str,
         detail: Option<&str>,
     ) -> Result<TrailHead, KmsError> {
-        let mut event = Event::new(short(action), self.identity(who, Detail::WithProcess)).resource(
+        self.log_key_change(who, short(action), key, name, detail)
+    }
+
+    /// The same for what AWS has no action of its own for.
+    pub(super) fn log_key_change(
+        &self,
+        who: &Subject<'_>,
+        event_name: &str,
+        key: KeyId,
+        name: &str,
+        detail: Option<&str>,
+    ) -> Result<TrailHead, KmsError> {
+        let mut event = Event::new(event_name, self.identity(who, Detail::WithProcess)).resource(
             "kmsfs::Key",
             Some(key.to_string()),
             Some(name.to_owned()),
@@ -87,10 +99,32 @@ impl Kms {
         self.append_and_sync(&with_reason(event, who))
     }
 
+    /// What the daemon is about to do to a key by itself. `details` are members of the event's additional data.
+    pub(super) fn log_own_management(
+        &self,
+        name: &str,
+        key: KeyId,
+        key_name: &str,
+        details: &[(&str, String)],
+    ) -> Result<TrailHead, KmsError> {
+        let event = Event::new(name, daemon()).resource("kmsfs::Key", Some(key.to_string()), Some(key_name.to_owned()));
+        self.append_and_sync(&with_details(event, details))
+    }
+
     /// A change of the store's own policy that is about to be made.
     pub(super) fn log_store(&self, who: &Subject<'_>, action: Action) -> Result<TrailHead, KmsError> {
+        self.log_store_with(who, action, &[])
+    }
+
+    /// The same, or of the store itself, with members of the event's additional data.
+    pub(super) fn log_store_with(
+        &self,
+        who: &Subject<'_>,
+        action: Action,
+        details: &[(&str, String)],
+    ) -> Result<TrailHead, KmsError> {
         let event = Event::new(short(action), self.identity(who, Detail::WithProcess));
-        self.append_and_sync(&with_reason(event, who))
+        self.append_and_sync(&with_reason(with_details(event, details), who))
     }
 
     /// A table that is about to be made or removed.
@@ -232,6 +266,10 @@ fn daemon() -> UserIdentity {
     UserIdentity::daemon(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw(), std::process::id())
 }
 
+fn with_details(event: Event, details: &[(&str, String)]) -> Event {
+    details.iter().fold(event, |event, (name, value)| event.detail(name, value.as_str()))
+}
+
 fn with_reason(event: Event, who: &Subject<'_>) -> Event {
     match who {
         Subject::Caller { .. } => event,
@@ -248,7 +286,7 @@ fn short(action: Action) -> &'static str {
 fn code_of(error: &KmsError) -> &'static str {
     match error {
         KmsError::Denied { .. } | KmsError::FixedPolicy => "AccessDenied",
-        KmsError::KeyRevoked(_) => "KMSInvalidStateException",
+        KmsError::KeyRevoked(_) | KmsError::InvalidState { .. } => "KMSInvalidStateException",
         KmsError::Destroyed | KmsError::NotFound => "NotFoundException",
         KmsError::Exists => "AlreadyExistsException",
         KmsError::Policy(_) | KmsError::UnknownName { .. } | KmsError::LockOut | KmsError::Edit(_) => {

@@ -41,7 +41,7 @@ impl Kms {
             }
             Err(error) => return plain(false, &error.to_string()),
         };
-        let allowed = decision.verdict == Verdict::Allowed && table.keys.is_some();
+        let allowed = decision.verdict == Verdict::Allowed && table.keys().is_some();
         let may_read_policy = self.would_allow(who, table.key(), Action::GetKeyPolicy);
         let text = if may_read_policy { decision.to_string() } else { decision.public_text() };
         let mut answer = Explanation { allowed, lines: vec![text] };

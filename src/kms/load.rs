@@ -1,6 +1,7 @@
 //! The key service as a store's records have it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::clock::Clock;
@@ -24,7 +25,21 @@ pub struct Damaged {
 impl Kms {
     /// A new store's key service: its own keys, and a policy that makes `administrators` administrators.
     pub fn initialise(store: Arc<Store>, trail: Arc<Trail>, administrators: &[PForm]) -> Result<Self, KmsError> {
-        let kms = Self::empty(store, Some(trail));
+        Self::make(store, trail, administrators, false)
+    }
+
+    /// The same for a store that is not for use: its clock may be moved.
+    pub fn initialise_for_tests(
+        store: Arc<Store>,
+        trail: Arc<Trail>,
+        administrators: &[PForm],
+    ) -> Result<Self, KmsError> {
+        Self::make(store, trail, administrators, true)
+    }
+
+    fn make(store: Arc<Store>, trail: Arc<Trail>, administrators: &[PForm], for_tests: bool) -> Result<Self, KmsError> {
+        let clock = Clock::new(store.clock(), Self::test_clock(for_tests)?);
+        let kms = Self::empty(store, Some(trail), clock);
         let policy = PolicyRecord {
             text: policy::default_store_policy(administrators),
             bindings: Bindings::default(),
@@ -33,7 +48,7 @@ impl Kms {
         let mut contents = vec![(
             RecordKind::StorePolicy,
             *kms.store_id().as_bytes(),
-            super::manage::to_json(&StoreRecord { policy: bound(policy)? })?,
+            super::manage::to_json(&StoreRecord { policy: bound(policy)?, for_tests })?,
         )];
         for (id, record) in kms.own_key_records()? {
             contents.push((RecordKind::Key, *id.as_bytes(), super::manage::to_json(&record)?));
@@ -44,6 +59,7 @@ impl Kms {
             .collect();
         kms.log_daemon("CreateStore", &format!("store {}", kms.store_id()))?;
         let head = kms.trail.as_ref().map_or(Ok(kms.store.trail_head()), |trail| trail.sync())?;
+        kms.store.note_clock(kms.clock.observe());
         kms.store.commit(&changes, head)?;
         kms.load_all();
         Ok(kms)
@@ -52,7 +68,10 @@ impl Kms {
     /// The key service of an existing store, and what in its records does not verify.
     /// Without a trail: for a read-only mount.
     pub fn open(store: Arc<Store>, trail: Option<Arc<Trail>>) -> Result<(Self, Vec<Damaged>), KmsError> {
-        let kms = Self::empty(store, trail);
+        // A record that does not verify says nothing, so that the clock is the host's.
+        let for_tests = store_record(&store).is_ok_and(|record| record.for_tests);
+        let clock = Clock::new(store.clock(), Self::test_clock(for_tests)?);
+        let kms = Self::empty(store, trail, clock);
         let damaged = kms.load_all();
         for damage in &damaged {
             kms.log_tampering(&format!("record {} of kind {:?}", super::record::hex(&damage.id), damage.kind))?;
@@ -60,27 +79,31 @@ impl Kms {
         Ok((kms, damaged))
     }
 
-    fn empty(store: Arc<Store>, trail: Option<Arc<Trail>>) -> Self {
+    fn empty(store: Arc<Store>, trail: Option<Arc<Trail>>, clock: Clock) -> Self {
         Self {
             store,
             trail,
-            clock: Clock::default(),
+            clock,
             inner: RwLock::new(Inner {
                 keys: HashMap::new(),
                 key_names: BTreeMap::new(),
                 tables: HashMap::new(),
                 table_names: BTreeMap::new(),
                 policy: None,
+                for_tests: false,
             }),
             changes: Mutex::new(()),
             names: RwLock::default(),
+            retry_at: AtomicI64::new(i64::MIN),
         }
     }
 
     fn load_all(&self) -> Vec<Damaged> {
         let mut damaged = Vec::new();
         let mut note = |kind, id| damaged.push(Damaged { kind, id });
-        let policy = self.load_store_policy().ok().map(Arc::new);
+        let record = store_record(&self.store);
+        let for_tests = record.as_ref().is_ok_and(|record| record.for_tests);
+        let policy = record.and_then(|record| Ok(Arc::new(BoundPolicy::of_record(&record.policy)?))).ok();
         if policy.is_none() {
             note(RecordKind::StorePolicy, *self.store_id().as_bytes());
         }
@@ -109,14 +132,8 @@ impl Kms {
             }
         }
         *self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Inner { keys, key_names, tables, table_names, policy };
+            Inner { keys, key_names, tables, table_names, policy, for_tests };
         damaged
-    }
-
-    fn load_store_policy(&self) -> Result<BoundPolicy, KmsError> {
-        let text = self.store.read_record(RecordKind::StorePolicy, *self.store_id().as_bytes())?;
-        let record: StoreRecord = from_json(&text)?;
-        Ok(BoundPolicy::of_record(&record.policy)?)
     }
 
     fn load_key(&self, id: KeyId) -> Result<super::KeyNow, KmsError> {
@@ -142,6 +159,10 @@ impl Kms {
 fn bound(mut policy: PolicyRecord) -> Result<PolicyRecord, KmsError> {
     policy.bindings = super::manage::bind(&Policy::parse(&policy.text)?, &Bindings::default())?;
     Ok(policy)
+}
+
+fn store_record(store: &Store) -> Result<StoreRecord, KmsError> {
+    from_json(&store.read_record(RecordKind::StorePolicy, *store.id().as_bytes())?)
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, KmsError> {

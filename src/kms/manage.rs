@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::data_key::TableKeys;
 use super::key::{BoundPolicy, Key, KeyNow};
 use super::record::{
-    KeyOrigin, KeyRecord, PolicyRecord, SealedTableKey, SealedVersion, Settings, StoreRecord, TableRecord,
+    KeyOrigin, KeyRecord, PolicyRecord, RotationType, SealedTableKey, SealedVersion, Settings, StoreRecord, TableRecord,
 };
 use super::table::Table;
 use super::wrap::{self, Wrapped};
@@ -50,13 +50,7 @@ impl Kms {
     }
 
     fn make_customer_key(&self, who: &Subject<'_>, spec: &KeySpec) -> Result<Arc<Key>, KmsError> {
-        check_name(&spec.name)?;
-        if spec.name.starts_with("kmsfs-") {
-            return Err(KmsError::BadName("names that begin with kmsfs- are the store's own"));
-        }
-        if self.key_named(&spec.name).is_ok() {
-            return Err(KmsError::Exists);
-        }
+        self.check_new_key_name(&spec.name)?;
         let admins = if spec.admins.is_empty() { vec![self.form_of(who.uid())] } else { spec.admins.clone() };
         let text = policy::default_key_policy(&admins, &spec.users);
         let parsed = Policy::parse(&text)?;
@@ -69,14 +63,15 @@ impl Kms {
             state: KeyState::Enabled,
             created: self.now(),
             creator: who.uid(),
-            material: vec![self.new_material(id)?],
+            material: vec![self.new_material(id, 1, None)?],
             policy: PolicyRecord { text, bindings, generation: 1 },
             grants: Vec::new(),
             deletion: None,
             rotation: None,
+            receipt: None,
         };
         let head = self.log_management(who, Action::CreateKey, id, &spec.name, None)?;
-        self.commit_key(who, Action::CreateKey, id, record, head)
+        self.commit_key(who, Action::CreateKey.name(), id, record, head)
     }
 
     /// The two keys that every store has: the owned and the managed one.
@@ -92,7 +87,7 @@ impl Kms {
                     state: KeyState::Enabled,
                     created: self.now(),
                     creator: 0,
-                    material: vec![self.new_material(id)?],
+                    material: vec![self.new_material(id, 1, None)?],
                     policy: PolicyRecord {
                         text: policy::managed_policy(),
                         bindings: Bindings::default(),
@@ -101,16 +96,23 @@ impl Kms {
                     grants: Vec::new(),
                     deletion: None,
                     rotation: None,
+                    receipt: None,
                 };
                 Ok((id, record))
             })
             .collect()
     }
 
-    fn new_material(&self, key: KeyId) -> Result<SealedVersion, KmsError> {
-        let what = Wrapped::Material { key, version: 1 };
+    /// A version of a key's material; `rotation`: what it comes of.
+    pub(super) fn new_material(
+        &self,
+        key: KeyId,
+        version: u32,
+        rotation: Option<RotationType>,
+    ) -> Result<SealedVersion, KmsError> {
+        let what = Wrapped::Material { key, version };
         let sealed = wrap::seal(self.store_id(), what, self.wrap(), &Key256::random()?)?;
-        Ok(SealedVersion { version: 1, created: self.now(), sealed })
+        Ok(SealedVersion { version, created: self.now(), rotation, sealed })
     }
 
     /// Saves a key's policy: parsed, its names bound, the caller not locked out; in force when this returns.
@@ -183,7 +185,7 @@ impl Kms {
         let mut record = key.now().ok_or(KmsError::Tampered)?.record.clone();
         edit(&mut record);
         let head = self.log_management(who, action, key.id(), &record.name, note)?;
-        self.commit_key(who, action, key.id(), record, head).map(|_| ())
+        self.commit_key(who, action.name(), key.id(), record, head).map(|_| ())
     }
 
     /// Saves the store's own policy.
@@ -199,6 +201,7 @@ impl Kms {
         self.refuse_store_lock_out(who, &parsed, &bindings)?;
         let record = StoreRecord {
             policy: PolicyRecord { text: text.to_owned(), bindings, generation: generation.saturating_add(1) },
+            for_tests: self.is_for_tests(),
         };
         let policy = Arc::new(BoundPolicy::of_record(&record.policy)?);
         let content = to_json(&record)?;
@@ -357,15 +360,27 @@ impl Kms {
 
     /// Commits one change that the trail has; a failure is told to the trail too.
     fn commit(&self, who: &Subject<'_>, event: &str, change: Change<'_>, head: TrailHead) -> Result<(), KmsError> {
-        self.store.commit(&[change], head).map(|_| ()).map_err(KmsError::from).inspect_err(|error| {
+        self.commit_all(who, event, &[change], head)
+    }
+
+    /// The same for several, all or none.
+    pub(super) fn commit_all(
+        &self,
+        who: &Subject<'_>,
+        event: &str,
+        changes: &[Change<'_>],
+        head: TrailHead,
+    ) -> Result<(), KmsError> {
+        self.store.note_clock(self.clock.observe());
+        self.store.commit(changes, head).map(|_| ()).map_err(KmsError::from).inspect_err(|error| {
             self.log_failure(who, event, error);
         })
     }
 
-    fn commit_key(
+    pub(super) fn commit_key(
         &self,
         who: &Subject<'_>,
-        action: Action,
+        event: &str,
         id: KeyId,
         record: KeyRecord,
         head: TrailHead,
@@ -374,7 +389,7 @@ impl Kms {
         let name = now.record.name.clone();
         let content = to_json(&now.record)?;
         let change = Change { kind: RecordKind::Key, id: *id.as_bytes(), content: Some(&content) };
-        self.commit(who, action.name(), change, head)?;
+        self.commit(who, event, change, head)?;
         self.forget_user_names();
         let mut inner = self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(key) = inner.keys.get(&id) {

@@ -4,19 +4,26 @@
 //! Decrypt that the trail has; a change is in force only after the catalog and the anchor have it; every error
 //! on the way to a decision denies. It refuses to hand out raw key bytes.
 
+mod blast;
 mod clock;
 mod command;
 mod data_key;
 mod decide;
 mod describe;
+mod destroy;
 mod error;
 mod events;
 mod explain;
 mod key;
+mod life;
 mod load;
 mod manage;
 mod record;
+mod rotate;
 mod table;
+#[cfg(test)]
+mod tests;
+mod time;
 mod wrap;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +34,7 @@ use crate::crypto::AeadKey;
 use crate::store::Store;
 use crate::types::{KeyId, Principal, StoreId, TableId};
 
+pub use blast::{BlastRadius, TableRadius};
 pub use command::StoreCommand;
 pub use data_key::{DataKey, ItemKeySource, SealKey, TableKeys};
 pub use decide::ItemAsked;
@@ -36,7 +44,10 @@ pub use explain::Explanation;
 pub use key::{BoundPolicy, Key, KeyNow};
 pub use load::Damaged;
 pub use manage::{KeySpec, TableSpec};
-pub use record::{CacheMode, KeyOrigin, KeyRecord, NamesMode, OnRevoke, Settings, TableRecord, hex};
+pub use record::{
+    CacheMode, Deletion, KeyOrigin, KeyRecord, NamesMode, OnRevoke, Receipt, ReceiptTable, Rotation, RotationType,
+    Settings, TableRecord, hex,
+};
 pub use table::Table;
 
 /// The name of the managed key.
@@ -74,6 +85,8 @@ pub struct Kms {
     /// Held through a change, so that changes come one after the other.
     changes: Mutex<()>,
     names: RwLock<HashMap<u32, Option<Arc<str>>>>,
+    /// When the daemon's own work, which has failed, is tried again: seconds of the observed time.
+    retry_at: std::sync::atomic::AtomicI64,
 }
 
 #[derive(Debug)]
@@ -84,6 +97,8 @@ struct Inner {
     table_names: BTreeMap<String, TableId>,
     /// None: its record does not verify, so nothing that needs it is allowed.
     policy: Option<Arc<BoundPolicy>>,
+    /// The store was made for tests.
+    for_tests: bool,
 }
 
 impl Kms {
@@ -143,12 +158,13 @@ impl Kms {
     pub fn close(&self) -> Result<(), KmsError> {
         if let Some(trail) = &self.trail {
             let head = trail.close()?;
+            self.store.note_clock(self.clock.observe());
             self.store.close_clean(head)?;
         }
         Ok(())
     }
 
-    /// Seconds since 1970, never going back.
+    /// Seconds since 1970, never going back but for `reset_clock`.
     pub fn now(&self) -> i64 {
         self.clock.now()
     }

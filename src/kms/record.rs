@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::policy::Bindings;
-use crate::types::{Encryption, KeyId, KeyState};
+use crate::types::{Encryption, KeyId, KeyState, StoreId, TableId};
 
 /// Where a key comes from, and so who decides about its policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,8 +21,19 @@ pub struct SealedVersion {
     pub version: u32,
     /// Seconds since 1970.
     pub created: i64,
+    /// What it came of; none for the key's first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationType>,
     /// Hexadecimal sealed box.
     pub sealed: String,
+}
+
+/// How a rotation came about, in AWS's words (ListKeyRotations).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum RotationType {
+    Automatic,
+    OnDemand,
 }
 
 /// A version of a table key, sealed under a version of the key's material.
@@ -45,16 +56,91 @@ pub struct PolicyRecord {
     pub generation: u64,
 }
 
-/// A scheduled deletion.
+/// A scheduled deletion. Its window is counted in observed time (`clock`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deletion {
+    /// Seconds since 1970.
     pub requested: i64,
     pub days: u32,
+    /// The uid that ordered it, its name then, and as a custodian his reason.
     pub by: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The seconds that had been observed when it was ordered, and those that had been left out.
+    #[serde(default)]
+    pub observed: i64,
+    #[serde(default)]
+    pub skipped: i64,
+    /// Seconds of those left out since, which an administrator has confirmed.
+    #[serde(default)]
+    pub confirmed: i64,
 }
 
-/// Automatic rotation.
+impl Deletion {
+    /// Seconds of the window that have passed, when `observed` and `skipped` are what they are now.
+    pub(super) fn waited(&self, (observed, _): (i64, i64)) -> i64 {
+        observed.saturating_sub(self.observed).max(0).saturating_add(self.confirmed)
+    }
+
+    /// Seconds that have passed by the clock alone, and count for nothing until they are confirmed.
+    pub(super) fn unconfirmed(&self, (_, skipped): (i64, i64)) -> i64 {
+        skipped.saturating_sub(self.skipped).saturating_sub(self.confirmed).max(0)
+    }
+
+    /// Seconds of the window that are left.
+    pub(super) fn left(&self, now: (i64, i64)) -> i64 {
+        (i64::from(self.days) * DAY).saturating_sub(self.waited(now)).max(0)
+    }
+}
+
+/// Seconds.
+pub(super) const DAY: i64 = 24 * 3600;
+
+/// What is left of a destroyed key: sealed in its record, and shown as it stands here. Members are in the words of AWS
+/// where it has any; times in seconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+pub struct Receipt {
+    pub store_id: StoreId,
+    pub key_id: KeyId,
+    pub name: String,
+    /// When its deletion was ordered, for when, and by whom.
+    pub scheduled_date: i64,
+    pub pending_deletion_window_in_days: u32,
+    pub ordered_by_uid: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_by_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub destroyed_date: i64,
+    /// The versions of the key's material that were destroyed.
+    pub key_material_versions: Vec<u32>,
+    /// What became unreadable.
+    pub items: u64,
+    pub bytes_in_store: u64,
+    pub grants: u64,
+    pub tables: Vec<ReceiptTable>,
+    /// Tables beyond those.
+    pub more_tables: u64,
+    /// False: a part of the store could not be counted.
+    pub counted_all: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+pub struct ReceiptTable {
+    pub table_id: TableId,
+    pub name: String,
+    /// The versions of the table's key that were destroyed.
+    pub table_key_versions: Vec<u32>,
+    pub items: u64,
+    pub bytes_in_store: u64,
+}
+
+/// Automatic rotation: every so many days since it was switched on, or last carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rotation {
@@ -79,6 +165,9 @@ pub struct KeyRecord {
     pub grants: Vec<String>,
     pub deletion: Option<Deletion>,
     pub rotation: Option<Rotation>,
+    /// Of a destroyed key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Box<Receipt>>,
 }
 
 /// How the kernel may cache a table's items.
@@ -141,6 +230,9 @@ pub struct TableRecord {
 #[serde(deny_unknown_fields)]
 pub(super) struct StoreRecord {
     pub policy: PolicyRecord,
+    /// The store was made for tests: they may move its clock.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub for_tests: bool,
 }
 
 /// Lower-case hexadecimal.

@@ -15,7 +15,7 @@ pub struct Table {
     key: Arc<Key>,
     names: Key512,
     /// None: the key's material is gone, or a sealed table key does not verify.
-    pub(super) keys: Option<Arc<TableKeys>>,
+    keys: RwLock<Option<Arc<TableKeys>>>,
 }
 
 impl Table {
@@ -26,7 +26,7 @@ impl Table {
         names: Key512,
         keys: Option<Arc<TableKeys>>,
     ) -> Arc<Self> {
-        Arc::new(Self { id, record: RwLock::new(Arc::new(record)), key, names, keys })
+        Arc::new(Self { id, record: RwLock::new(Arc::new(record)), key, names, keys: RwLock::new(keys) })
     }
 
     pub fn id(&self) -> TableId {
@@ -35,6 +35,17 @@ impl Table {
 
     pub fn record(&self) -> Arc<TableRecord> {
         Arc::clone(&self.record.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Its unwrapped keys, as far as they are there.
+    pub(super) fn keys(&self) -> Option<Arc<TableKeys>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a change in force that was committed.
+    pub(super) fn install(&self, record: TableRecord, keys: Option<Arc<TableKeys>>) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(record);
     }
 
     pub fn name(&self) -> String {

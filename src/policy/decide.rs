@@ -394,7 +394,7 @@ impl Grant {
 
 /// What a key in `state` lets be done with it. Source: AWS KMS Developer Guide, 'Key state table'; of a destroyed key,
 /// which AWS no longer has, what is on record can still be read.
-fn of_state(action: Action, state: KeyState) -> Verdict {
+pub fn of_state(action: Action, state: KeyState) -> Verdict {
     if !concerns_key(action) {
         return Verdict::Allowed;
     }
@@ -433,6 +433,7 @@ const fn concerns_key(action: Action) -> bool {
             | Action::GetStorePolicy
             | Action::PutStorePolicy
             | Action::ReadStats
+            | Action::ResetClock
     )
 }
 
@@ -910,6 +911,7 @@ mod tests {
             (Action::GetStorePolicy, [Ok, Ok, Ok, Ok]),
             (Action::PutStorePolicy, [Ok, Ok, Ok, Ok]),
             (Action::ReadStats, [Ok, Ok, Ok, Ok]),
+            (Action::ResetClock, [Ok, Ok, Ok, Ok]),
         ];
         assert_eq!(table.len(), Action::ALL.len());
         let states = [KeyState::Enabled, KeyState::Disabled, KeyState::PendingDeletion, KeyState::Destroyed];

@@ -34,7 +34,7 @@ mod truth;
 pub use build::{ADMINISTRATORS_SID, USERS_SID, default_key_policy, default_store_policy, managed_policy};
 pub use decide::{
     Decision, Document, Grant, Grantee, Missing, Reason, Request, Scene, StatementRef, Verdict, evaluate, is_grantable,
-    would_lock_out,
+    of_state, would_lock_out,
 };
 pub use document::{MAX_POLICY_LEN, NameKind, NameUse, Policy, Progress, progress};
 pub use edit::{EditError, add_user, remove_user};

@@ -76,6 +76,26 @@ pub struct TrailHead {
     pub head: [u8; 32],
 }
 
+/// What a store knows of time, in milliseconds (docs/format.md, section 5.4). The store keeps it; what it means is the key
+/// service's affair.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockMark {
+    /// The time below which no decision goes, since 1970.
+    pub floor: i64,
+    /// The latest time that the host's clock has claimed, since 1970.
+    pub high: i64,
+    /// How much time was observed since the store was made.
+    pub observed: i64,
+    /// How much the clock has claimed beyond that.
+    pub skipped: i64,
+    /// What the host's clock said, since 1970.
+    pub wall: i64,
+    /// Which boot of which host it was, and how long ago that was.
+    pub boot: String,
+    pub since_boot: i64,
+}
+
 /// A slot as the catalog lists it: what the slot's own ciphertext says of itself can be read with its secret alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,6 +144,9 @@ pub(super) struct EntryText {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) unclean: Vec<(u64, u64)>,
     pub(super) trail: TrailHead,
+    /// Absent where it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) clock: Option<ClockMark>,
 }
 
 /// One object: the generation that counts, and its record's digest; no digest: it was deleted.
@@ -143,6 +166,7 @@ pub(super) struct State {
     pub(super) unclean: Vec<(u64, u64)>,
     pub(super) trail: TrailHead,
     pub(super) slots: ListedSlots,
+    pub(super) clock: Option<ClockMark>,
     pub(super) objects: BTreeMap<(RecordKind, [u8; 16]), Object>,
 }
 
@@ -171,6 +195,9 @@ impl State {
         if let Some(slots) = text.slots {
             self.slots = slots;
         }
+        if text.clock.is_some() {
+            self.clock = text.clock;
+        }
         (self.epoch, self.clean, self.trail) = (text.epoch, text.clean, text.trail);
         (self.sequence, self.head) = (sequence, head);
         Some(())
@@ -194,6 +221,7 @@ impl State {
             clean: self.clean,
             unclean: self.unclean.clone(),
             trail: self.trail,
+            clock: self.clock.clone(),
         }
     }
 }

@@ -254,8 +254,23 @@ impl Store {
             clean: draft.clean.unwrap_or(live.state.clean),
             unclean: Vec::new(),
             // Two threads may bring their heads in either order; what was noted once stays noted.
+            clock: self
+                .clock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+                .filter(|mark| live.state.clock.as_ref() != Some(mark)),
             trail: draft.trail.filter(|head| head.sequence >= live.state.trail.sequence).unwrap_or(live.state.trail),
         }
+    }
+
+    /// Tries again to remove the files of old generations that could not be removed, and makes it durable that they are
+    /// gone. Gives how many are left.
+    pub fn forget_old_records(&self) -> Result<usize, StoreError> {
+        let mut engine = self.engine()?;
+        self.remove_records(&mut engine, std::iter::empty());
+        self.records_dir.sync().map_err(StoreError::io("sync", RECORDS_DIR))?;
+        Ok(engine.stale.len())
     }
 
     fn write_records(&self, planned: &[Planned]) -> Result<(), StoreError> {

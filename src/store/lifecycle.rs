@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::DirStorage;
 use super::anchor::{self, Anchor, AnchorFile, Freshness};
 use super::catalog::{
-    COPIES, Chosen, ListedSlot, ListedSlots, RecordKind, Sealer, State, TrailHead, Writer, choose, read_copy,
+    COPIES, Chosen, ClockMark, ListedSlot, ListedSlots, RecordKind, Sealer, State, TrailHead, Writer, choose, read_copy,
 };
 use super::commit::{Draft, Engine};
 use super::error::StoreError;
@@ -116,6 +116,8 @@ pub struct Store {
     pub(super) live: RwLock<Live>,
     /// None: read-only.
     pub(super) engine: Option<Mutex<Engine>>,
+    /// What the next commit is to say of time.
+    pub(super) clock: Mutex<Option<ClockMark>>,
     /// Held while `root` is read, changed and written.
     pub(super) slots: Mutex<()>,
     session: [u8; 16],
@@ -278,8 +280,8 @@ impl Store {
         events.extend(sweep(&records_dir, state, !how.read_only && !how.accept_anchor)?);
         let live = RwLock::new(Live { state: chosen.log.state, begun: false });
         let session = random()?;
-        let store =
-            Self { id, keys, dir, records_dir, live, engine, slots: Mutex::new(()), session, events, _lock: lock };
+        let (clock, slots) = (Mutex::new(None), Mutex::new(()));
+        let store = Self { id, keys, dir, records_dir, live, engine, clock, slots, session, events, _lock: lock };
         if let (Some(slots), false) = (judged.settle, how.read_only) {
             store.transact(&Draft { slots: Some(slots), ..Draft::default() })?;
         }
@@ -334,6 +336,16 @@ impl Store {
     /// The trail's head as of the last commit.
     pub fn trail_head(&self) -> TrailHead {
         self.live().state.trail
+    }
+
+    /// What the store knows of time, as of the last commit.
+    pub fn clock(&self) -> Option<ClockMark> {
+        self.live().state.clock.clone()
+    }
+
+    /// Has every commit from here on say this of time, until something newer is noted.
+    pub fn note_clock(&self, mark: ClockMark) {
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(mark);
     }
 
     /// The number of the last change.

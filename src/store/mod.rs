@@ -19,7 +19,7 @@ pub mod storage;
 #[cfg(test)]
 mod tests;
 
-pub use catalog::{RecordKind, TrailHead};
+pub use catalog::{ClockMark, RecordKind, TrailHead};
 pub use commit::Change;
 pub use dir::DirStorage;
 pub use error::StoreError;

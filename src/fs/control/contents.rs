@@ -26,8 +26,14 @@ impl FileSystem {
             Node::KeyJson(id) => {
                 let key = self.kms.key(*id)?;
                 self.permit(who, &key, Action::DescribeKey, for_real)?;
-                pretty(&key.description()?)?
+                pretty(&self.kms.describe_key(&key)?)?
             }
+            Node::Receipt(id) => {
+                let key = self.kms.key(*id)?;
+                self.permit(who, &key, Action::DescribeKey, for_real)?;
+                key.receipt()?.document()?
+            }
+            Node::StoreJson => pretty(&self.kms.store_description())?,
             Node::TableJson(id) => self.describe_table(who, *id, for_real)?,
             Node::WhyPath(table, path) => self.why(who, *table, path)?,
             Node::Verify => {

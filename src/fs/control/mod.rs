@@ -465,7 +465,9 @@ fn shape(node: &Node) -> (Kind, u16) {
         Node::WhoAmI
         | Node::CtlResult(_)
         | Node::PolicyError(_)
+        | Node::StoreJson
         | Node::KeyJson(_)
+        | Node::Receipt(_)
         | Node::TableJson(_)
         | Node::Trail
         | Node::Verify => (Kind::File, 0o444),

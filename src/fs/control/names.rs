@@ -11,7 +11,7 @@ use super::super::subject::Asker;
 use super::draft::Draft;
 use super::{ControlHandle, Node, Scope, shape};
 use crate::kms::KeySpec;
-use crate::types::{Action, TableId};
+use crate::types::{Action, KeyId, TableId};
 use std::sync::Mutex;
 
 /// The longest name of a temporary file.
@@ -30,6 +30,11 @@ impl FileSystem {
                 Node::Policy(scope) if self.control.is_hidden(scope, caller.uid) => Err(FsError::NotFound),
                 node => Ok(node),
             };
+        }
+        if let (Node::Key(id), b"receipt.json") = (folder, name)
+            && self.has_receipt(*id)
+        {
+            return Ok(Node::Receipt(*id));
         }
         if let Some(scope) = folder.document_scope() {
             return Ok(Node::Temporary(scope, self.control.temporaries.named(scope, name)?.id));
@@ -57,6 +62,11 @@ impl FileSystem {
         }
     }
 
+    /// A receipt is there as soon as its key is destroyed.
+    fn has_receipt(&self, id: KeyId) -> bool {
+        self.kms.key(id).is_ok_and(|key| key.receipt().is_ok())
+    }
+
     fn table_id(&self, name: Result<&str, std::str::Utf8Error>) -> FsResult<TableId> {
         Ok(self.kms.table_named(name.map_err(|_| FsError::NotFound)?)?.id())
     }
@@ -79,6 +89,7 @@ impl FileSystem {
         }
         match folder {
             Node::Keys => found.extend(self.visible_keys(caller)),
+            Node::Key(id) if self.has_receipt(*id) => found.push((b"receipt.json".to_vec(), Node::Receipt(*id))),
             Node::Tables => {
                 found
                     .extend(self.kms.tables().iter().map(|table| (table.name().into_bytes(), Node::Table(table.id()))));
@@ -263,6 +274,7 @@ fn fixed_names(folder: &Node) -> Vec<(&'static str, Node)> {
     match folder {
         Node::Top => vec![
             ("whoami", Node::WhoAmI),
+            ("store.json", Node::StoreJson),
             ("policy.json", Node::Policy(Scope::Store)),
             ("policy.error", Node::PolicyError(Scope::Store)),
             ("ctl", Node::Ctl(Scope::Store)),

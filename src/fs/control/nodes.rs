@@ -14,6 +14,7 @@ pub(in crate::fs) enum Node {
     /// `.kms` itself.
     Top,
     WhoAmI,
+    StoreJson,
     Ctl(Scope),
     CtlResult(Scope),
     /// The policy document of the store or of a key.
@@ -22,6 +23,8 @@ pub(in crate::fs) enum Node {
     Keys,
     Key(KeyId),
     KeyJson(KeyId),
+    /// What remains of a destroyed key.
+    Receipt(KeyId),
     Tables,
     Table(TableId),
     TableJson(TableId),
@@ -55,14 +58,16 @@ impl Scope {
 impl Node {
     pub(in crate::fs) fn parent(&self) -> Self {
         match self {
-            Self::Top | Self::WhoAmI | Self::Keys | Self::Tables | Self::Why | Self::Audit => Self::Top,
+            Self::Top | Self::WhoAmI | Self::StoreJson | Self::Keys | Self::Tables | Self::Why | Self::Audit => {
+                Self::Top
+            }
             Self::Ctl(scope)
             | Self::CtlResult(scope)
             | Self::Policy(scope)
             | Self::PolicyError(scope)
             | Self::Temporary(scope, _) => scope.folder(),
             Self::Key(_) => Self::Keys,
-            Self::KeyJson(id) => Self::Key(*id),
+            Self::KeyJson(id) | Self::Receipt(id) => Self::Key(*id),
             Self::Table(_) => Self::Tables,
             Self::TableJson(id) => Self::Table(*id),
             Self::WhyPath(table, path) => match path.iter().rposition(|byte| *byte == b'/') {
@@ -80,12 +85,14 @@ impl Node {
             Self::Top => Some(Scope::Store),
             Self::Key(id) => Some(Scope::Key(*id)),
             Self::WhoAmI
+            | Self::StoreJson
             | Self::Ctl(_)
             | Self::CtlResult(_)
             | Self::Policy(_)
             | Self::PolicyError(_)
             | Self::Keys
             | Self::KeyJson(_)
+            | Self::Receipt(_)
             | Self::Tables
             | Self::Table(_)
             | Self::TableJson(_)

@@ -10,6 +10,7 @@ use crate::types::Encryption;
 pub enum StoreCommand {
     CreateKey(KeySpec),
     CreateTable(TableSpec),
+    ResetClock,
 }
 
 impl StoreCommand {
@@ -20,7 +21,8 @@ impl StoreCommand {
         match verb {
             "create-key" => key_spec(rest).map(Self::CreateKey),
             "create-table" => table_spec(rest).map(Self::CreateTable),
-            _ => Err(unknown(verb, "create-key NAME ..., create-table NAME ...")),
+            "reset-clock" if rest.is_empty() => Ok(Self::ResetClock),
+            _ => Err(unknown(verb, "create-key NAME ..., create-table NAME ..., reset-clock")),
         }
     }
 }
