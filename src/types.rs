@@ -88,6 +88,8 @@ id_newtype!(
     StoreId,
     /// Names a KMS key.
     KeyId,
+    /// Names a grant of a key.
+    GrantId,
     /// Names a table, whatever it is called.
     TableId,
     /// Names a folder inside a table; the table's own folder has the table's id.

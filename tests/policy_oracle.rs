@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 struct World {
     policy: Value,
     account: Option<Value>,
-    grants: Vec<(u32, Action, Option<i64>)>,
+    grants: Vec<Given>,
     uid: u32,
     gid: u32,
     groups: Option<Vec<u32>>,
@@ -35,6 +35,17 @@ struct World {
     now: i64,
     action: Action,
     state: KeyState,
+}
+
+/// A grant of one operation, in the oracle's own words.
+#[derive(Debug, Clone)]
+struct Given {
+    to_group: bool,
+    id: u32,
+    action: Action,
+    expires: Option<i64>,
+    /// Whether it must be the whole context, and the pairs.
+    bound: Option<(bool, BTreeMap<String, String>)>,
 }
 
 const USERS: [(&str, u32); 2] = [("alice", 1001), ("bob", 1002)];
@@ -199,8 +210,20 @@ mod oracle {
     pub(super) fn decide(world: &World) -> &'static str {
         let (own, delegates) = say(&world.policy, world);
         let account = world.account.as_ref().map_or("", |account| say(account, world).0);
-        let granted = world.grants.iter().any(|(uid, action, expires)| {
-            *uid == world.uid && *action == world.action && expires.is_none_or(|expires| world.now < expires)
+        let granted = world.grants.iter().any(|given| {
+            let theirs = if given.to_group {
+                world.groups.as_ref().is_some_and(|groups| world.gid == given.id || groups.contains(&given.id))
+            } else {
+                world.uid == given.id
+            };
+            let context = &world.context;
+            let met = match &given.bound {
+                None => true,
+                Some((true, wanted)) => wanted == context,
+                Some((false, wanted)) => wanted.iter().all(|(key, value)| context.get(key) == Some(value)),
+            };
+            let met = met || !world.action.is_cryptographic();
+            theirs && given.action == world.action && met && given.expires.is_none_or(|expires| world.now < expires)
         });
         if own == "deny" || account == "deny" {
             return "explicit deny";
@@ -224,7 +247,7 @@ fn bindings() -> Bindings {
 /// The engine's word for the same world.
 fn engine(world: &World, policy: &Policy, account: Option<&Policy>) -> &'static str {
     let bindings = bindings();
-    let grants: Vec<Grant> = world.grants.iter().map(|(uid, action, expires)| grant(*uid, *action, *expires)).collect();
+    let grants: Vec<Grant> = world.grants.iter().map(grant).collect();
     let account = account.map(|account| (account, &bindings));
     let scene = Scene { policy, bindings: &bindings, account, grants: &grants, state: world.state, resource: &[] };
     let groups = world.groups.clone().map_or(Groups::Unknown, Groups::Known);
@@ -242,14 +265,18 @@ fn engine(world: &World, policy: &Policy, account: Option<&Policy>) -> &'static 
     }
 }
 
-fn grant(uid: u32, action: Action, expires: Option<i64>) -> Grant {
+fn grant(given: &Given) -> Grant {
+    let bound = |equals| {
+        let bound = given.bound.as_ref().filter(|(kind, _)| *kind == equals);
+        bound.map(|(_, pairs)| EncryptionContext::new(pairs.clone()))
+    };
     Grant {
         id: "g".to_owned(),
-        grantee: Grantee::Uid(uid),
-        operations: BTreeSet::from([action]),
-        context_equals: None,
-        context_subset: None,
-        expires,
+        grantee: if given.to_group { Grantee::Gid(given.id) } else { Grantee::Uid(given.id) },
+        operations: BTreeSet::from([given.action]),
+        context_equals: bound(true),
+        context_subset: bound(false),
+        expires: given.expires,
     }
 }
 
@@ -452,6 +479,7 @@ fn worlds() -> impl Strategy<Value = World> {
         Action::Decrypt,
         Action::Encrypt,
         Action::ReEncryptTo,
+        Action::DescribeKey,
         Action::GetKeyPolicy,
         Action::PutKeyPolicy,
         Action::ListTables,
@@ -472,14 +500,15 @@ fn worlds() -> impl Strategy<Value = World> {
         action,
         proptest::sample::select(vec![KeyState::Enabled, KeyState::Enabled, KeyState::Disabled, KeyState::Destroyed]),
     );
-    let grants = proptest::collection::vec(
-        (
-            proptest::sample::select(vec![1001_u32, 1003]),
-            proptest::sample::select(vec![Action::Decrypt, Action::Encrypt]),
-            proptest::sample::select(vec![None, Some(100_000_i64)]),
-        ),
-        0..2,
-    );
+    let pairs = proptest::collection::btree_map(any_of(&["kmsfs:table", "level"]), any_of(&["orders", "7"]), 1..3);
+    let given = (
+        proptest::sample::select(vec![(false, 1001_u32), (false, 1003), (true, 2000), (true, 100)]),
+        proptest::sample::select(vec![Action::Decrypt, Action::Encrypt, Action::DescribeKey]),
+        proptest::sample::select(vec![None, Some(100_000_i64)]),
+        proptest::option::of((proptest::bool::ANY, pairs)),
+    )
+        .prop_map(|((to_group, id), action, expires, bound)| Given { to_group, id, action, expires, bound });
+    let grants = proptest::collection::vec(given, 0..3);
     (documents(), proptest::option::of(documents()), grants, who, what).prop_map(
         |(policy, account, grants, (uid, gid, groups, username), (context, now, action, state))| World {
             policy,

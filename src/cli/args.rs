@@ -72,6 +72,9 @@ pub enum Command {
     /// Read, check and replace the policy of a key, or of the store.
     Policy(PolicyArgs),
 
+    /// Give somebody operations of a key beside its policy, for a while or for some items; list, revoke, retire that.
+    Grant(GrantArgs),
+
     /// Say why you may or may not decrypt an item.
     ///
     /// Prints the deciding statement, the key's state or what is missing. Exit code 0: allowed, 3: denied.
@@ -534,6 +537,81 @@ pub enum PolicyCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "P is a Unix user name, uid:N, group:NAME or gid:N. A Deny in the policy beats every grant.
+
+Examples:
+  kmsfs --at /mnt/kms grant create orders bob --operations Decrypt --table orders --item 1001.json --expires 1h
+  kmsfs --at /mnt/kms grant create orders group:audit --operations Decrypt,DescribeKey --name audit-2026
+  kmsfs --at /mnt/kms grant list orders
+  kmsfs --at /mnt/kms grant revoke orders 0123456789abcdef0123456789abcdef")]
+pub struct GrantArgs {
+    #[command(flatten)]
+    pub offline: OfflineArgs,
+    #[command(subcommand)]
+    pub command: GrantCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GrantCommand {
+    /// Make a grant; prints its id.
+    Create(Box<GrantCreateArgs>),
+    /// List a key's grants.
+    List {
+        /// The key.
+        key: String,
+    },
+    /// End grants; files that their grantees have open stop being readable.
+    Revoke {
+        /// The key.
+        key: String,
+        /// As `grant list` prints them.
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<String>,
+    },
+    /// End a grant that is yours to end: as its retiring principal, or as its grantee if it has RetireGrant.
+    Retire {
+        /// The key.
+        key: String,
+        /// The grant.
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct GrantCreateArgs {
+    /// The key.
+    pub key: String,
+    /// Who is given them: a user name, uid:N, group:NAME or gid:N.
+    #[arg(value_name = "P", value_parser = principal)]
+    pub grantee: PForm,
+    /// Decrypt, Encrypt, GenerateDataKey, ReEncryptFrom, ReEncryptTo, DescribeKey, CreateGrant, RetireGrant.
+    #[arg(long, value_name = "LIST", required = true, value_delimiter = ',')]
+    pub operations: Vec<String>,
+    /// Only for items of this table.
+    #[arg(long, value_name = "TABLE", conflicts_with_all = ["context_equals", "context_subset"])]
+    pub table: Option<String>,
+    /// Only for this item of it, its path inside of the table.
+    #[arg(long, value_name = "ITEM", requires = "table")]
+    pub item: Option<std::ffi::OsString>,
+    /// Only where the encryption context is just this. Again for each pair.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub context_equals: Vec<(String, String)>,
+    /// Only where the encryption context has this pair. Again for each.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub context_subset: Vec<(String, String)>,
+    /// Until when: 90s, 30m, 1h, 7d, or a date such as 2026-03-02T09:30:00Z.
+    #[arg(long, value_name = "WHEN")]
+    pub expires: Option<String>,
+    /// Who else may retire it.
+    #[arg(long, value_name = "P", value_parser = principal)]
+    pub retiring: Option<PForm>,
+    /// What it is called: the same command again with the same name makes no second grant.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct WhyArgs {
     /// An item, or where one would be.
     #[arg(value_name = "PATH")]
@@ -671,6 +749,14 @@ pub struct AuditShowArgs {
     /// Only the last N of them.
     #[arg(long, short = 'n', value_name = "N")]
     pub last: Option<usize>,
+}
+
+/// A pair of an encryption context.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err("a pair is KEY=VALUE".to_owned()),
+    }
 }
 
 /// A mode in octal, 0 to 7777.

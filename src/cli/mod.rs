@@ -7,6 +7,7 @@ mod audit;
 pub mod control;
 pub mod credentials;
 pub mod exit;
+mod grant;
 mod key;
 pub mod mounts;
 mod offline;
@@ -93,6 +94,10 @@ fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<Exit, CliError> {
         Command::Policy(args) => match target(cli)? {
             Target::Mount(control) => policy::run(&control, &args.command, output)?,
             Target::Store(store) => offline::policy(&store, &args.offline, &args.command, output)?,
+        },
+        Command::Grant(args) => match target(cli)? {
+            Target::Mount(control) => grant::run(&control, &args.command, output)?,
+            Target::Store(store) => offline::grant(&store, &args.offline, &args.command, output)?,
         },
         Command::Why(args) => return why::run(&args.path, output),
         Command::Audit(args) => {

@@ -14,14 +14,14 @@ use rustix::process::geteuid;
 use serde_json::{Value, json};
 
 use super::args::{
-    AuditCommand, CredentialArgs, KeyCommand, OfflineArgs, PolicyCommand, SlotAddArgs, SlotCommand, TableCommand,
-    TableCreateArgs,
+    AuditCommand, CredentialArgs, GrantCommand, KeyCommand, OfflineArgs, PolicyCommand, SlotAddArgs, SlotCommand,
+    TableCommand, TableCreateArgs,
 };
 use super::credentials::Asking;
 use super::exit::{CliError, Exit};
 use super::output::Output;
 use super::serve::{anchor_dir, credential_of, owner_text};
-use super::{audit, key, policy, table};
+use super::{audit, grant, key, policy, table};
 use crate::audit::{TrailReader, format_time};
 use crate::crypto::{Argon2Params, Key256, Key512};
 use crate::fs::open_trail;
@@ -79,6 +79,26 @@ pub(super) fn key_command(
             })
         }
     }
+}
+
+/// `kmsfs grant` on an unmounted store.
+pub(super) fn grant(
+    store: &Path,
+    args: &OfflineArgs,
+    command: &GrantCommand,
+    output: &mut Output<'_>,
+) -> Result<(), CliError> {
+    if let GrantCommand::List { key } = command {
+        let custody = Custody::open(store, args, Intent::Look)?;
+        let lines = custody
+            .kms
+            .grant_lines(&Subject::Custodian { uid: geteuid().as_raw(), reason: "" }, &*custody.key(key)?)?;
+        return grant::print(&mut lines.map(Ok), output);
+    }
+    let (name, line) = grant::order(command)?;
+    as_custodian(store, args, |custody, who| {
+        grant::say(command, &custody.kms.run_key_command(who, &custody.key(name)?, &line)?, output)
+    })
 }
 
 /// `kmsfs table` on an unmounted store.

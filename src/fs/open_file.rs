@@ -1,23 +1,62 @@
 //! Open items: decided at the open, checked by one comparison at each read and write, decided anew when the key has
 //! changed since.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::FileSystem;
 use super::api::{Caller, FsError, FsResult, Opened};
 use super::inodes::{Inode, Place};
 use super::subject::Asker;
-use crate::kms::{CacheMode, DataKey, ItemAsked, SealKey};
+use crate::kms::{CacheMode, DataKey, ItemAsked, SealKey, Standing};
 use crate::table::Item;
 use crate::types::Action;
 
-/// A right that a handle was opened with, and the generation of the key under which it was last found good.
+/// A right that a handle was opened with, and how it was last found good.
 #[derive(Debug)]
 struct Right<K> {
     key: K,
     action: Action,
+    /// Under which generation of the key.
     decided: AtomicU64,
+    /// Before which second, where a grant gives it that ends.
+    until: AtomicI64,
+    /// Held while the two are changed.
+    deciding: Mutex<()>,
+}
+
+impl<K> Right<K> {
+    fn new(key: K, action: Action, found: Standing) -> Self {
+        let (decided, until) = (AtomicU64::new(found.generation), AtomicI64::new(found.until));
+        Self { key, action, decided, until, deciding: Mutex::new(()) }
+    }
+
+    /// Whether it still stands. `now` is asked only for what ends.
+    fn stands(&self, generation: u64, now: impl FnOnce() -> i64) -> bool {
+        // In this order: whoever sees a generation sees the end that was decided with it, or a later decision's.
+        self.decided.load(Ordering::Acquire) == generation && !self.has_ended(now)
+    }
+
+    fn has_ended(&self, now: impl FnOnce() -> i64) -> bool {
+        let until = self.until.load(Ordering::Acquire);
+        until != i64::MAX && now() >= until
+    }
+
+    /// Notes a new decision, unless one was made meanwhile under a later generation.
+    fn found_good(&self, found: Standing) {
+        let _deciding = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.decided.load(Ordering::Acquire) <= found.generation {
+            self.until.store(found.until, Ordering::Release);
+            self.decided.store(found.generation, Ordering::Release);
+        }
+    }
+
+    /// No key has generation 0, so that the next use decides.
+    fn forget(&self) {
+        let _deciding = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
+        self.until.store(i64::MAX, Ordering::Release);
+        self.decided.store(0, Ordering::Release);
+    }
 }
 
 /// An open item: what its opener may do with it.
@@ -41,9 +80,14 @@ impl Handle {
 
     /// The next use decides anew.
     pub(super) fn forget_decisions(&self) {
-        // No key has generation 0.
-        let decided = self.read.iter().map(|right| &right.decided).chain(self.write.iter().map(|right| &right.decided));
-        decided.for_each(|decided| decided.store(0, Ordering::Release));
+        self.read.iter().for_each(Right::forget);
+        self.write.iter().for_each(Right::forget);
+    }
+
+    /// Whether a grant that gave it a right has run out.
+    pub(super) fn has_ended(&self, now: i64) -> bool {
+        self.read.as_ref().is_some_and(|right| right.has_ended(|| now))
+            || self.write.as_ref().is_some_and(|right| right.has_ended(|| now))
     }
 }
 
@@ -114,14 +158,13 @@ impl FileSystem {
         let asked = ItemAsked { table, path: &path };
         let who = opener.subject();
         let read = if wanted.read {
-            let (key, decided) = self.kms.decrypt(&who, &asked)?;
-            Some(Right { key, action: Action::Decrypt, decided: AtomicU64::new(decided) })
+            let (key, found) = self.kms.decrypt(&who, &asked)?;
+            Some(Right::new(key, Action::Decrypt, found))
         } else {
             None
         };
-        let (key, decided) = self.kms.seal_key(&who, &asked, Action::GenerateDataKey)?;
-        let write = Right { key, action: Action::GenerateDataKey, decided: AtomicU64::new(decided) };
-        Ok(Creation { read, write })
+        let (key, found) = self.kms.seal_key(&who, &asked, Action::GenerateDataKey)?;
+        Ok(Creation { read, write: Right::new(key, Action::GenerateDataKey, found) })
     }
 
     /// The handle of an item that was just created.
@@ -163,15 +206,15 @@ impl FileSystem {
     fn decide_read(&self, opener: &Asker, inode: &Arc<Inode>, at: &Place) -> FsResult<Right<DataKey>> {
         let path = || at.path();
         let asked = ItemAsked { table: inode.table()?, path: &path };
-        let (key, decided) = self.kms.decrypt(&opener.subject(), &asked)?;
-        Ok(Right { key, action: Action::Decrypt, decided: AtomicU64::new(decided) })
+        let (key, found) = self.kms.decrypt(&opener.subject(), &asked)?;
+        Ok(Right::new(key, Action::Decrypt, found))
     }
 
     fn decide_write(&self, opener: &Asker, inode: &Arc<Inode>, at: &Place) -> FsResult<Right<SealKey>> {
         let path = || at.path();
         let asked = ItemAsked { table: inode.table()?, path: &path };
-        let (key, decided) = self.kms.seal_key(&opener.subject(), &asked, Action::Encrypt)?;
-        Ok(Right { key, action: Action::Encrypt, decided: AtomicU64::new(decided) })
+        let (key, found) = self.kms.seal_key(&opener.subject(), &asked, Action::Encrypt)?;
+        Ok(Right::new(key, Action::Encrypt, found))
     }
 
     /// An item for one request of a caller who has no handle, decided, verified, and bound to the name that was decided
@@ -219,16 +262,16 @@ impl FileSystem {
         self.check_right(handle, right)
     }
 
-    /// One comparison where nothing has changed, else a new decision about the opener.
+    /// One comparison where nothing has changed and nothing ends, else a new decision about the opener.
     fn check_right<'a, K>(&self, handle: &'a Handle, right: &'a Right<K>) -> FsResult<&'a K> {
         let table = handle.inode.table()?;
-        if right.decided.load(Ordering::Acquire) != table.key().generation() {
+        if !right.stands(table.key().generation(), || self.kms.now()) {
             let at = handle.inode.last_place().ok_or(FsError::Stale)?;
             let path = || at.path();
             let asked = ItemAsked { table, path: &path };
-            let generation = self.kms.decide_again(&handle.opener.subject(), &asked, right.action)?;
+            let found = self.kms.decide_again(&handle.opener.subject(), &asked, right.action)?;
             self.check_name(&handle.inode, &at, &handle.item)?;
-            right.decided.store(generation, Ordering::Release);
+            right.found_good(found);
         }
         Ok(&right.key)
     }

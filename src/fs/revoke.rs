@@ -55,11 +55,12 @@ impl FileSystem {
         self.revocation_where(|handle| if Self::concerns(scope, handle) { self.lost(handle) } else { Lost::Nothing })
     }
 
-    /// What a date condition has ended, of handles that are open.
+    /// What a date condition or the end of a grant has ended, of handles that are open.
     pub(super) fn revoke_expired(&self) {
+        let now = self.kms.now();
         let pending = self.revocation_where(|handle| {
-            let timed = handle.inode.table().is_ok_and(|table| self.kms.depends_on_time(table));
-            if timed { self.lost_by_time(handle) } else { Lost::Nothing }
+            let timed = || handle.inode.table().is_ok_and(|table| self.kms.depends_on_time(table));
+            if handle.has_ended(now) || timed() { self.lost_by_time(handle) } else { Lost::Nothing }
         });
         self.carry_out(pending);
     }
@@ -147,7 +148,7 @@ impl FileSystem {
         read.max(write)
     }
 
-    /// Decides anew although the key has not changed.
+    /// Decides anew although the key has not changed. What is lost is found once: the next use decides for itself.
     fn lost_by_time(&self, handle: &Handle) -> Lost {
         handle.forget_decisions();
         self.lost(handle)

@@ -1,10 +1,10 @@
-//! What has to happen though nobody asks: counts of coalesced events written, events flushed, date conditions, rotations
-//! and deletions carried out, the time kept, the journal put in place while it is short.
+//! What has to happen though nobody asks: counts of coalesced events written, events flushed, date conditions, ends of
+//! grants, rotations and deletions carried out, the time kept, the journal put in place while it is short.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::FileSystem;
 
@@ -35,6 +35,7 @@ impl FileSystem {
         }
         self.revoke_expired();
         self.keep_time(count);
+        self.kms.tend_grants();
         let pending = !self.options.read_only && self.journal.pending_bytes() > 0;
         if pending
             && count.is_multiple_of(CHECKPOINT_EVERY)
@@ -56,10 +57,17 @@ impl FileSystem {
     }
 }
 
+/// Just behind the beginning of the next second of the clock, since that is when grants end.
+fn until_next_second() -> Duration {
+    const BEHIND: Duration = Duration::from_millis(1);
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (PERIOD + BEHIND).saturating_sub(Duration::from_nanos(u64::from(since.subsec_nanos())))
+}
+
 fn tick_on(weak: &Weak<FileSystem>) {
     let mut count = 0_u32;
     loop {
-        thread::sleep(PERIOD);
+        thread::sleep(until_next_second());
         count = count.wrapping_add(1);
         let Some(fs) = weak.upgrade().filter(|fs| !fs.ended.load(Ordering::Acquire)) else { return };
         fs.tick(count);

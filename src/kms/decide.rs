@@ -10,7 +10,7 @@ use super::data_key::{DataKey, SealKey, TableKeys};
 use super::key::{Asked, BoundPolicy, Key, KeyNow};
 use super::table::Table;
 use super::{Kms, KmsError, Subject};
-use crate::policy::{self, Bindings, Decision, Policy, Request, Scene, Verdict};
+use crate::policy::{self, Bindings, Decision, Grant, Policy, Reason, Request, Scene, Verdict};
 use crate::sys;
 use crate::types::{Action, EncryptionContext, KeyState, Principal};
 
@@ -19,6 +19,14 @@ use crate::types::{Action, EncryptionContext, KeyState, Principal};
 pub struct ItemAsked<'a> {
     pub table: &'a Arc<Table>,
     pub path: &'a dyn Fn() -> Vec<u8>,
+}
+
+/// For how long a decision stands: while the key is of this generation, and before this second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    pub generation: u64,
+    /// Seconds since 1970; far away unless a grant allows it that ends.
+    pub until: i64,
 }
 
 impl std::fmt::Debug for ItemAsked<'_> {
@@ -37,22 +45,29 @@ impl Kms {
     /// Whether the groups of a caller are needed for decisions about a table's items.
     pub fn wants_groups(&self, table: &Table) -> bool {
         let account = self.read().policy.clone();
-        table.key().now().is_some_and(|now| {
+        let key = table.key();
+        key.now().is_some_and(|now| {
             !now.is_owned()
-                && (now.policy.policy.uses_groups() || account.is_some_and(|account| account.policy.uses_groups()))
+                && (now.policy.policy.uses_groups()
+                    || key.grants().use_groups()
+                    || account.is_some_and(|account| account.policy.uses_groups()))
         })
     }
 
     /// Whether decisions about a table's items look at the item, so that a rename could launder a right.
     pub fn tests_items(&self, table: &Table) -> bool {
         let account = self.read().policy.clone();
-        table.key().now().is_none_or(|now| {
+        let key = table.key();
+        key.now().is_none_or(|now| {
             !now.is_owned()
-                && (now.policy.policy.tests_context() || account.is_some_and(|account| account.policy.tests_context()))
+                && (now.policy.policy.tests_context()
+                    || key.grants().test_context()
+                    || account.is_some_and(|account| account.policy.tests_context()))
         })
     }
 
-    /// Whether decisions about a table's items may change with the time.
+    /// Whether decisions about a table's items may change with the time, for the policies' sake: what a grant allows says
+    /// itself for how long ([`Standing`]).
     pub fn depends_on_time(&self, table: &Table) -> bool {
         let account = self.read().policy.clone();
         table.key().now().is_some_and(|now| {
@@ -62,10 +77,10 @@ impl Kms {
         })
     }
 
-    /// kms:Decrypt for one item. Also gives the generation of the key under which it was decided.
-    pub fn decrypt(&self, who: &Subject<'_>, item: &ItemAsked<'_>) -> Result<(DataKey, u64), KmsError> {
-        let (keys, generation) = self.use_key(who, item, Action::Decrypt)?;
-        Ok((DataKey::new(keys), generation))
+    /// kms:Decrypt for one item. Also gives for how long the decision stands.
+    pub fn decrypt(&self, who: &Subject<'_>, item: &ItemAsked<'_>) -> Result<(DataKey, Standing), KmsError> {
+        let (keys, standing) = self.use_key(who, item, Action::Decrypt)?;
+        Ok((DataKey::new(keys), standing))
     }
 
     /// kms:Encrypt or kms:GenerateDataKey for one item.
@@ -74,15 +89,15 @@ impl Kms {
         who: &Subject<'_>,
         item: &ItemAsked<'_>,
         action: Action,
-    ) -> Result<(SealKey, u64), KmsError> {
-        let (keys, generation) = self.use_key(who, item, action)?;
-        Ok((SealKey::new(keys), generation))
+    ) -> Result<(SealKey, Standing), KmsError> {
+        let (keys, standing) = self.use_key(who, item, action)?;
+        Ok((SealKey::new(keys), standing))
     }
 
-    /// A right that was decided before, decided anew under the key as it is now, which is what it gives the
-    /// generation of. A denial is an event; that the right still holds is none.
-    pub fn decide_again(&self, who: &Subject<'_>, item: &ItemAsked<'_>, action: Action) -> Result<u64, KmsError> {
-        self.decide_item(who, item, action).map(|(generation, _)| generation)
+    /// A right that was decided before, decided anew under the key as it is now. A denial is an event; that the right
+    /// still holds is none.
+    pub fn decide_again(&self, who: &Subject<'_>, item: &ItemAsked<'_>, action: Action) -> Result<Standing, KmsError> {
+        self.decide_item(who, item, action).map(|(standing, _)| standing)
     }
 
     fn use_key(
@@ -90,15 +105,15 @@ impl Kms {
         who: &Subject<'_>,
         item: &ItemAsked<'_>,
         action: Action,
-    ) -> Result<(Arc<TableKeys>, u64), KmsError> {
-        let (generation, decision) = self.decide_item(who, item, action)?;
+    ) -> Result<(Arc<TableKeys>, Standing), KmsError> {
+        let (standing, decision) = self.decide_item(who, item, action)?;
         let keys = item.table.keys().ok_or(KmsError::Tampered)?;
         if action == Action::Decrypt
             && let Some(decision) = decision
         {
             self.log_decrypt(who, item, &decision)?;
         }
-        Ok((keys, generation))
+        Ok((keys, standing))
     }
 
     /// Decides about an item. No decision is given for the owned key, of which Unix alone decides.
@@ -107,7 +122,7 @@ impl Kms {
         who: &Subject<'_>,
         item: &ItemAsked<'_>,
         action: Action,
-    ) -> Result<(u64, Option<Arc<Decision>>), KmsError> {
+    ) -> Result<(Standing, Option<Arc<Decision>>), KmsError> {
         let key = item.table.key();
         let generation = key.generation();
         let now = key.now().ok_or(KmsError::Tampered)?;
@@ -115,21 +130,25 @@ impl Kms {
             return Err(KmsError::Denied { action, why: "a custodian uses no key".to_owned() });
         };
         if now.is_owned() {
-            return Ok((generation, None));
+            return Ok((Standing { generation, until: i64::MAX }, None));
+        }
+        if key.grants().are_damaged() {
+            return Err(KmsError::Tampered);
         }
         let asked = Asked::of(principal, action, self.wants_groups(item.table));
-        let decision = match key.remembered(generation, &asked) {
-            Some(decision) => decision,
+        let (decision, until) = match key.remembered(generation, &asked) {
+            Some(decision) => (decision, i64::MAX),
             None => self.decide_anew(key, &now, principal, asked, generation, item, action)?,
         };
         match verdict(&decision, action, now.state()) {
-            Ok(()) => Ok((generation, Some(decision))),
+            Ok(()) => Ok((Standing { generation, until }, Some(decision))),
             Err(error) => {
                 self.log_denial(who, item, action, &error)?;
                 Err(error)
             }
         }
     }
+
     fn decide_anew(
         &self,
         key: &Key,
@@ -139,31 +158,37 @@ impl Kms {
         generation: u64,
         item: &ItemAsked<'_>,
         action: Action,
-    ) -> Result<Arc<Decision>, KmsError> {
+    ) -> Result<(Arc<Decision>, i64), KmsError> {
         let account = self.store_policy()?;
-        let scene_uses = scene(now, Some(&account), &[]);
-        let by_item = scene_uses.tests_context();
-        let lasting = !by_item && !scene_uses.depends_on_time();
+        let policies = scene(now, Some(&account), &[], &[]);
+        // Somebody else's grants make nobody's decision look at the item or the time.
+        let needs = key.grants().needs(principal);
+        let by_item = policies.tests_context() || needs.context;
+        let lasting = !by_item && !policies.depends_on_time() && !needs.time;
         let context = if by_item { item.context() } else { EncryptionContext::default() };
-        let decision =
-            Arc::new(self.evaluate(now, Some(&account), &resource_of(key, now), principal, action, &context));
+        let time = self.now();
+        let grants = key.grants().concerning(principal, action, &context, time);
+        let resource = resource_of(key, now);
+        let decision = Arc::new(self.evaluate(now, Some(&account), &grants, &resource, principal, action, &context));
+        let until = stands_until(&decision, &grants);
         if lasting {
             key.remember(generation, asked, Arc::clone(&decision));
         }
-        Ok(decision)
+        Ok((decision, until))
     }
 
     fn evaluate(
         &self,
         now: &KeyNow,
         account: Option<&BoundPolicy>,
+        grants: &[Grant],
         resource: &[String],
         principal: &Principal,
         action: Action,
         context: &EncryptionContext,
     ) -> Decision {
         let resource: Vec<&str> = resource.iter().map(String::as_str).collect();
-        let scene = scene(now, account, &resource);
+        let scene = scene(now, account, grants, &resource);
         let username = if scene.uses_username() { self.user_name(principal.uid) } else { None };
         let request = Request { action, principal, context, username: username.as_deref(), now: self.now() };
         policy::evaluate(&scene, &request)
@@ -197,7 +222,25 @@ impl Kms {
         self.decide_management(who, key, action).is_ok()
     }
 
+    /// What a grant says of grants, it says of some: that is decided where those are known.
     fn decide_management(&self, who: &Subject<'_>, key: &Key, action: Action) -> Result<(), KmsError> {
+        let grants = match who {
+            Subject::Caller { principal, .. } if !matches!(action, Action::CreateGrant | Action::RetireGrant) => {
+                key.grants().concerning(principal, action, &EncryptionContext::default(), self.now())
+            }
+            Subject::Caller { .. } | Subject::Custodian { .. } => Vec::new(),
+        };
+        self.decide_management_with(who, key, action, &grants)
+    }
+
+    /// The same with these grants and no others.
+    pub(super) fn decide_management_with(
+        &self,
+        who: &Subject<'_>,
+        key: &Key,
+        action: Action,
+        grants: &[Grant],
+    ) -> Result<(), KmsError> {
         let now = key.now().ok_or(KmsError::Tampered)?;
         if now.is_owned() {
             return Err(KmsError::NotFound);
@@ -213,7 +256,7 @@ impl Kms {
                 let account = self.store_policy()?;
                 let resource = resource_of(key, &now);
                 let context = EncryptionContext::default();
-                let decision = self.evaluate(&now, Some(&account), &resource, principal, action, &context);
+                let decision = self.evaluate(&now, Some(&account), grants, &resource, principal, action, &context);
                 verdict(&decision, action, now.state())
             }
         }
@@ -229,7 +272,13 @@ impl Kms {
         let key = item.table.key();
         let now = key.now().ok_or(KmsError::Tampered)?;
         let account = self.store_policy()?;
-        let decision = self.evaluate(&now, Some(&account), &resource_of(key, &now), principal, action, &item.context());
+        if key.grants().are_damaged() {
+            return Err(KmsError::Tampered);
+        }
+        let context = item.context();
+        let grants = key.grants().concerning(principal, action, &context, self.now());
+        let resource = resource_of(key, &now);
+        let decision = self.evaluate(&now, Some(&account), &grants, &resource, principal, action, &context);
         Ok((now, decision))
     }
 
@@ -342,15 +391,26 @@ impl Kms {
     }
 }
 
-fn scene<'a>(now: &'a KeyNow, account: Option<&'a BoundPolicy>, resource: &'a [&'a str]) -> Scene<'a> {
+fn scene<'a>(
+    now: &'a KeyNow,
+    account: Option<&'a BoundPolicy>,
+    grants: &'a [Grant],
+    resource: &'a [&'a str],
+) -> Scene<'a> {
     Scene {
         policy: &now.policy.policy,
         bindings: &now.policy.bindings,
         account: account.map(|account| (&account.policy, &account.bindings)),
-        grants: &[],
+        grants,
         state: now.state(),
         resource,
     }
+}
+
+/// Until when what a grant allows is allowed; what else decides says nothing of an end.
+fn stands_until(decision: &Decision, grants: &[Grant]) -> i64 {
+    let Reason::Granted { id } = &decision.reason else { return i64::MAX };
+    grants.iter().find(|grant| grant.id == *id).and_then(|grant| grant.expires).unwrap_or(i64::MAX)
 }
 
 /// What a key is called in an ARN.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::blast::BlastRadius;
+use super::grant::key_prefix;
 use super::manage::to_json;
 use super::record::{KeyRecord, Receipt, ReceiptTable, TableRecord, hex};
 use super::{Key, Kms, KmsError, Table};
@@ -109,9 +110,12 @@ impl Kms {
         for (table, record) in &emptied {
             contents.push((RecordKind::Table, *table.id().as_bytes(), to_json(record)?));
         }
+        let grants = self.grant_records(key);
+        let without = grants.iter().map(|id| Change { kind: RecordKind::Grant, id: *id, content: None });
         let changes: Vec<_> = contents
             .iter()
             .map(|(kind, id, content)| Change { kind: *kind, id: *id, content: Some(content.as_slice()) })
+            .chain(without)
             .collect();
         let gone = self.key_now(key.id(), record)?;
 
@@ -119,6 +123,7 @@ impl Kms {
         self.commit_all(&Self::itself(), "DeleteKey", &changes, head)?;
         // The key first: from here on nothing is decided by what is no more.
         key.install(gone);
+        key.grants().clear();
         for (table, record) in emptied {
             table.install(record, None);
         }
@@ -130,6 +135,13 @@ impl Kms {
             Err(error) => log::error!("files of old records could not be removed yet: {error}"),
         }
         Ok(())
+    }
+
+    /// The records of a key's grants, those included that do not verify.
+    fn grant_records(&self, key: &Key) -> Vec<[u8; 16]> {
+        let (own, _) = key_prefix(key.id().as_bytes());
+        let ids = self.store.records(RecordKind::Grant).into_iter().map(|(id, _)| id);
+        ids.filter(|id| key_prefix(id).0 == own).collect()
     }
 
     fn receipt_of(

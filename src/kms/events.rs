@@ -5,8 +5,9 @@
 use std::sync::Arc;
 
 use super::decide::ItemAsked;
+use super::grant::Issued;
 use super::record::hex;
-use super::{Kms, KmsError, Subject};
+use super::{Key, Kms, KmsError, Subject};
 use crate::audit::{Event, Events, TrailReader, UserIdentity};
 use crate::crypto::sha256;
 use crate::policy::Decision;
@@ -109,6 +110,48 @@ impl Kms {
     ) -> Result<TrailHead, KmsError> {
         let event = Event::new(name, daemon()).resource("kmsfs::Key", Some(key.to_string()), Some(key_name.to_owned()));
         self.append_and_sync(&with_details(event, details))
+    }
+
+    /// Grants that are about to be made or ended, an event each.
+    pub(super) fn log_grants(
+        &self,
+        who: &Subject<'_>,
+        action: Action,
+        key: &Key,
+        grants: &[Arc<Issued>],
+        note: Option<&str>,
+    ) -> Result<TrailHead, KmsError> {
+        for grant in grants {
+            let event =
+                self.grant_event(Event::new(short(action), self.identity(who, Detail::WithProcess)), key, grant);
+            let event = note.map_or_else(|| event.clone(), |note| event.clone().detail("note", note));
+            self.append(&with_reason(event, who), true)?;
+        }
+        match &self.trail {
+            Some(trail) => Ok(trail.sync()?),
+            None => Err(KmsError::ReadOnly),
+        }
+    }
+
+    /// A grant that has run out.
+    pub(super) fn log_expired_grant(&self, key: &Key, grant: &Issued) -> Result<(), KmsError> {
+        self.append(&self.grant_event(Event::new("ExpireGrant", daemon()), key, grant), true)
+    }
+
+    fn grant_event(&self, mut event: Event, key: &Key, grant: &Issued) -> Event {
+        let name = key.now().map(|now| now.record.name.clone());
+        // What is null, the grant does not have; whose it is, the event's resources say.
+        if let serde_json::Value::Object(members) = grant.description(key.id(), self.now()) {
+            let wanted = |name: &str| !matches!(name, "KeyId" | "GrantId" | "CreationDate" | "Creator" | "Expired");
+            for (name, value) in members.into_iter().filter(|(name, value)| wanted(name) && !value.is_null()) {
+                event = event.parameter(&camel(&name), value);
+            }
+        }
+        event.resource("kmsfs::Key", Some(key.id().to_string()), name).resource(
+            "kmsfs::Grant",
+            Some(grant.id().to_string()),
+            None,
+        )
     }
 
     /// A change of the store's own policy that is about to be made.
@@ -275,6 +318,12 @@ fn with_reason(event: Event, who: &Subject<'_>) -> Event {
         Subject::Caller { .. } => event,
         Subject::Custodian { reason, .. } => event.parameter("reason", *reason),
     }
+}
+
+/// CloudTrail's names of parameters begin small.
+fn camel(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
 }
 
 /// CloudTrail's event names have no prefix.

@@ -24,7 +24,7 @@ impl fmt::Display for Explanation {
 
 impl Kms {
     /// Whether `who` may decrypt an item, and why. Which statement decides is told only to those who may read the
-    /// policy.
+    /// policy, which grant, to those who may list them too.
     pub fn explain(&self, who: &Subject<'_>, table: &Arc<Table>, path: &[u8]) -> Explanation {
         let Subject::Caller { principal, .. } = who else {
             return plain(false, "a custodian uses no key");
@@ -37,13 +37,14 @@ impl Kms {
         let (now, decision) = match self.decision_about(principal, &asked, Action::Decrypt) {
             Ok(found) => found,
             Err(KmsError::Tampered) => {
-                return plain(false, "the record of the key or of the store policy does not verify");
+                return plain(false, "the record of the key, of its grants or of the store policy does not verify");
             }
             Err(error) => return plain(false, &error.to_string()),
         };
         let allowed = decision.verdict == Verdict::Allowed && table.keys().is_some();
-        let may_read_policy = self.would_allow(who, table.key(), Action::GetKeyPolicy);
-        let text = if may_read_policy { decision.to_string() } else { decision.public_text() };
+        let may_read_it = self.would_allow(who, table.key(), Action::GetKeyPolicy)
+            || (decision.reason.names_a_grant() && self.would_allow(who, table.key(), Action::ListGrants));
+        let text = if may_read_it { decision.to_string() } else { decision.public_text() };
         let mut answer = Explanation { allowed, lines: vec![text] };
         let name = self.user_name(principal.uid).map(|name| format!(" ({name})")).unwrap_or_default();
         answer.lines.push(format!("who: uid {}{name}, gid {}", principal.uid, principal.gid));

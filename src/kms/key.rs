@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::grant::Grants;
 use super::record::{KeyOrigin, KeyRecord, PolicyRecord};
 use crate::crypto::Key256;
 use crate::policy::{Bindings, Decision, Policy, PolicyError};
@@ -57,6 +58,8 @@ pub struct Key {
     generation: AtomicU64,
     /// None: the record does not verify, so nothing is decided but denial.
     now: RwLock<Option<Arc<KeyNow>>>,
+    /// They change one by one, so that they are no part of `now`, which is replaced as a whole.
+    grants: Grants,
     decisions: RwLock<Decisions>,
 }
 
@@ -91,6 +94,7 @@ impl Key {
             id,
             generation: AtomicU64::new(1),
             now: RwLock::new(now.map(Arc::new)),
+            grants: Grants::default(),
             decisions: RwLock::new(Decisions { generation: 1, made: HashMap::new() }),
         })
     }
@@ -108,13 +112,22 @@ impl Key {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(super) fn grants(&self) -> &Grants {
+        &self.grants
+    }
+
+    /// How many grants it has, those that have expired and are still kept included.
+    pub fn grant_count(&self) -> usize {
+        self.grants.count()
+    }
+
     /// Puts a change in force: first what decides, then the generation, then the remembered decisions go.
     pub(super) fn install(&self, now: KeyNow) {
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(now));
         self.forget_decisions();
     }
 
-    /// Something that decides beside the key has changed: the store policy.
+    /// Something that decides beside the key has changed: the store policy, a grant.
     ///
     /// INVARIANT: under a generation nothing is remembered that was decided before it, or a handle would be marked as
     /// decided anew by a decision of the old policy, and never be asked again.

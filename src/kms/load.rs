@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::clock::Clock;
+use super::grant::key_prefix;
 use super::key::{BoundPolicy, Key};
 use super::record::{KeyRecord, PolicyRecord, StoreRecord, TableRecord};
 use super::table::Table;
@@ -120,6 +121,7 @@ impl Kms {
             }
             keys.insert(key_id, Key::new(key_id, now));
         }
+        self.load_all_grants(&keys, &mut note);
         let mut tables = HashMap::new();
         let mut table_names = BTreeMap::new();
         for (id, _) in self.store.records(RecordKind::Table) {
@@ -134,6 +136,21 @@ impl Kms {
         *self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner) =
             Inner { keys, key_names, tables, table_names, policy, for_tests };
         damaged
+    }
+
+    /// The grants of all keys. A record that does not verify marks its key, so that none of its material is used.
+    fn load_all_grants(&self, keys: &HashMap<KeyId, Arc<Key>>, note: &mut impl FnMut(RecordKind, [u8; 16])) {
+        let records = self.store.records(RecordKind::Grant);
+        if records.is_empty() {
+            return;
+        }
+        let by_prefix: HashMap<_, _> = keys.iter().map(|(id, key)| (key_prefix(id.as_bytes()).0, key)).collect();
+        for (id, _) in records {
+            let loaded = by_prefix.get(&key_prefix(&id).0).is_some_and(|key| self.load_grants(key, id).is_ok());
+            if !loaded {
+                note(RecordKind::Grant, id);
+            }
+        }
     }
 
     fn load_key(&self, id: KeyId) -> Result<super::KeyNow, KmsError> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::clock::Clock;
 use super::record::hex;
-use super::{Deletion, ItemAsked, Key, KeySpec, Kms, KmsError, RotationType, Subject, Table, TableSpec};
+use super::{Deletion, GrantSpec, ItemAsked, Key, KeySpec, Kms, KmsError, RotationType, Subject, Table, TableSpec};
 use crate::audit::Trail;
 use crate::crypto::{Argon2Params, SecretBytes, sha256};
 use crate::policy::PForm;
@@ -377,6 +377,10 @@ fn a_destroyed_key_leaves_nothing_but_its_receipt() {
         let of_tables = tables.iter().flat_map(|table| table.table_keys.iter().map(|sealed| sealed.sealed.clone()));
         of_key.record.material.iter().map(|version| version.sealed.clone()).chain(of_tables).collect()
     };
+    let grant = GrantSpec::parse(r#"{"Grantee": "uid:4711", "Operations": ["Decrypt"]}"#).unwrap();
+    rig.kms.create_grants(&root(), &key, &grant).unwrap();
+    rig.kms.create_grants(&root(), &other, &grant).unwrap();
+    assert_eq!(rig.kms.blast_radius(&key).grants, 1);
     assert_eq!(sealed.len(), 4);
     assert!(sealed.iter().all(|sealed| rig.plaintexts().contains(sealed)));
     rig.kms.schedule_deletion(&root(), &key, 7, "orders").unwrap();
@@ -417,6 +421,9 @@ fn a_destroyed_key_leaves_nothing_but_its_receipt() {
         let table = rig.kms.table_named("a").unwrap();
         assert!(table.keys().is_none() && Kms::is_destroyed(&table));
         let other = rig.kms.key_named("other").unwrap();
+        // Its grants have gone with it, those of others have not.
+        assert_eq!((key.grants().count(), other.grants().count()), (0, 1));
+        assert_eq!(rig.kms.store().records(RecordKind::Grant).len(), 1);
         rig.use_key(&other, &root(), Action::Decrypt).unwrap();
 
         check_receipt(rig, &key);
@@ -433,7 +440,7 @@ fn a_destroyed_key_leaves_nothing_but_its_receipt() {
 
 fn check_receipt(rig: &Rig, key: &Key) {
     let receipt = key.receipt().unwrap();
-    assert_eq!((receipt.items, receipt.bytes_in_store, receipt.grants), (3, 1800, 0));
+    assert_eq!((receipt.items, receipt.bytes_in_store, receipt.grants), (3, 1800, 1));
     assert_eq!(receipt.key_material_versions, [1, 2]);
     let tables: Vec<_> = receipt.tables.iter().map(|table| (table.name.as_str(), table.items)).collect();
     assert_eq!(tables, [("a", 2), ("b", 1)]);

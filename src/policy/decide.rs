@@ -55,7 +55,8 @@ pub struct Grant {
     /// Those that are not [grantable](is_grantable) have no effect.
     pub operations: BTreeSet<Action>,
     /// Both must hold. They bind cryptographic operations; DescribeKey and RetireGrant have no context to test, and a
-    /// constrained grant never allows CreateGrant, which could shed the constraint.
+    /// constrained grant never allows CreateGrant by itself, which could shed the constraint: whoever makes a grant by
+    /// a grant asks first whether the old one [covers](Self::covers) the new.
     pub context_equals: Option<EncryptionContext>,
     pub context_subset: Option<EncryptionContext>,
     /// Seconds since 1970: from then on the grant has no effect.
@@ -358,8 +359,25 @@ impl Statement {
 }
 
 impl Grant {
-    const fn is_constrained(&self) -> bool {
+    /// Whether decisions by it differ between contexts.
+    #[must_use]
+    pub const fn is_constrained(&self) -> bool {
         self.context_equals.is_some() || self.context_subset.is_some()
+    }
+
+    /// Whether `new` allows nothing that this one does not: no other operation, no other context, no longer.
+    /// Source: AWS KMS Developer Guide, 'Granting CreateGrant permission'.
+    #[must_use]
+    pub fn covers(&self, new: &Self) -> bool {
+        let equals = |wanted: &EncryptionContext| new.context_equals.as_ref() == Some(wanted);
+        let holds = |wanted: &EncryptionContext| {
+            let given = [&new.context_equals, &new.context_subset];
+            given.into_iter().flatten().any(|given| is_subset(wanted, given))
+        };
+        new.operations.is_subset(&self.operations)
+            && self.context_equals.as_ref().is_none_or(equals)
+            && self.context_subset.as_ref().is_none_or(holds)
+            && self.expires.is_none_or(|end| new.expires.is_some_and(|new_end| new_end <= end))
     }
 
     /// Err where nothing but its expiry or its constraint stands in the way.
@@ -384,12 +402,13 @@ impl Grant {
 
     fn context_holds(&self, context: &EncryptionContext) -> bool {
         let equal = self.context_equals.as_ref().is_none_or(|wanted| wanted == context);
-        let subset = self
-            .context_subset
-            .as_ref()
-            .is_none_or(|wanted| wanted.pairs().iter().all(|(key, value)| context.pairs().get(key) == Some(value)));
+        let subset = self.context_subset.as_ref().is_none_or(|wanted| is_subset(wanted, context));
         equal && subset
     }
+}
+
+fn is_subset(wanted: &EncryptionContext, of: &EncryptionContext) -> bool {
+    wanted.pairs().iter().all(|(key, value)| of.pairs().get(key) == Some(value))
 }
 
 /// What a key in `state` lets be done with it. Source: AWS KMS Developer Guide, 'Key state table'; of a destroyed key,
@@ -435,6 +454,16 @@ const fn concerns_key(action: Action) -> bool {
             | Action::ReadStats
             | Action::ResetClock
     )
+}
+
+impl Reason {
+    /// Whether it is a grant, and no statement, that this speaks of.
+    pub const fn names_a_grant(&self) -> bool {
+        matches!(
+            self,
+            Self::Granted { .. } | Self::NotAllowed(Missing::GrantExpired { .. } | Missing::GrantConstraint { .. })
+        )
+    }
 }
 
 impl Decision {

@@ -123,6 +123,17 @@ const fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
+/// The same point in time in whole seconds since 1970, the second that it lies in.
+pub fn parse_time(text: &str) -> Option<i64> {
+    i64::try_from(date(text)?.div_euclid(NANOS)).ok()
+}
+
+/// Seconds since 1970 in ISO 8601, UTC.
+pub fn format_seconds(seconds: i64) -> String {
+    // What a year of four digits cannot say is said as its end.
+    iso8601(seconds.clamp(0, 253_402_300_799))
+}
+
 /// `now` as AWS writes `aws:CurrentTime`: `2026-01-31T12:00:00Z`.
 pub(super) fn iso8601(now_s: i64) -> String {
     let days = now_s.div_euclid(DAY_S) + 719_468;

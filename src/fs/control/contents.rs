@@ -34,6 +34,8 @@ impl FileSystem {
                 key.receipt()?.document()?
             }
             Node::StoreJson => pretty(&self.kms.store_description())?,
+            Node::Grant(key, id) => self.grant_text(who, *key, *id)?,
+            Node::GrantOrder(key, name) => self.order_text(who, *key, name)?,
             Node::TableJson(id) => self.describe_table(who, *id, for_real)?,
             Node::WhyPath(table, path) => self.why(who, *table, path)?,
             Node::Verify => {
@@ -44,6 +46,8 @@ impl FileSystem {
             | Node::Ctl(_)
             | Node::Keys
             | Node::Key(_)
+            | Node::Grants(_)
+            | Node::GrantList(_)
             | Node::Tables
             | Node::Table(_)
             | Node::Why
@@ -158,6 +162,6 @@ impl FileSystem {
     }
 }
 
-fn pretty(value: &serde_json::Value) -> FsResult<String> {
+pub(super) fn pretty(value: &serde_json::Value) -> FsResult<String> {
     serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|_| FsError::Invalid)
 }

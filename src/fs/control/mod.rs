@@ -8,6 +8,7 @@
 mod command;
 mod contents;
 mod draft;
+mod grants;
 mod names;
 mod nodes;
 mod temporaries;
@@ -27,9 +28,11 @@ use draft::{Draft, Step};
 use nodes::Numbers;
 pub(super) use nodes::{Node, Scope};
 use temporaries::{Temporaries, Temporary};
-use trail::TrailText;
+use trail::{Lines, TrailText};
 
+use crate::kms::GrantLines;
 use crate::policy::Policy;
+use crate::types::KeyId;
 
 /// For how long a removed document stays out of its remover's sight.
 const HIDDEN_FOR: Duration = Duration::from_secs(60);
@@ -55,6 +58,7 @@ pub(super) struct Control {
     results: Mutex<HashMap<(Scope, u32), String>>,
     /// Who has removed a document, and when.
     hidden: Mutex<HashMap<(Scope, u32), Instant>>,
+    orders: grants::Orders,
     /// When a document was last saved through this mount.
     saved: Mutex<HashMap<Scope, SystemTime>>,
     started: SystemTime,
@@ -82,6 +86,13 @@ enum ControlHandle {
     },
     Temporary(Arc<Temporary>),
     Trail(Mutex<TrailText>),
+    /// All grants of a key, as they were at the open.
+    Grants {
+        key: KeyId,
+        lines: Mutex<Lines<GrantLines>>,
+        opener: Asker,
+    },
+    GrantOrder(grants::Order),
 }
 
 impl Default for Control {
@@ -94,6 +105,7 @@ impl Default for Control {
             refusals: Mutex::default(),
             results: Mutex::default(),
             hidden: Mutex::default(),
+            orders: grants::Orders::default(),
             saved: Mutex::default(),
             started: SystemTime::now(),
         }
@@ -161,8 +173,10 @@ impl FileSystem {
             return Ok((self.temporary_attr(ino, &node, file), TTL));
         }
         let mut attr = self.control_attr(caller, ino, &node)?;
-        if let Some(ControlHandle::Document { draft, .. }) = handle.as_deref().map(|open| &open.handle) {
-            attr.size = size_of(lock(draft).bytes());
+        match handle.as_deref().map(|open| &open.handle) {
+            Some(ControlHandle::Document { draft, .. }) => attr.size = size_of(lock(draft).bytes()),
+            Some(ControlHandle::GrantOrder(order)) => attr.size = size_of(&order.bytes()),
+            _ => {}
         }
         Ok((attr, TTL))
     }
@@ -197,7 +211,7 @@ impl FileSystem {
 
     /// The size of what a file would say to this caller; 0 where he may not read it or where only reading tells.
     fn content_size(&self, caller: &Caller, node: &Node) -> u64 {
-        if matches!(node, Node::Trail | Node::Verify) {
+        if matches!(node, Node::Trail | Node::Verify | Node::GrantList(_)) {
             return 0;
         }
         self.contents(&Asker::of(caller, true), node, false).map_or(0, |text| size_of(&text))
@@ -259,6 +273,7 @@ impl FileSystem {
                 }
                 Ok(ControlHandle::Command { scope: *scope, line: Mutex::default(), opener })
             }
+            Node::GrantOrder(key, name) if writes => self.grant_order(opener, *key, name),
             Node::Temporary(_, id) => {
                 let file = self.control.temporaries.numbered(*id)?;
                 file.only_for(caller.uid)?;
@@ -268,6 +283,10 @@ impl FileSystem {
                 Ok(ControlHandle::Temporary(file))
             }
             _ if writes => Err(FsError::NotPermitted),
+            Node::GrantList(key) => {
+                let lines = Mutex::new(Lines::new(self.grant_lines(&opener, *key)?));
+                Ok(ControlHandle::Grants { key: *key, lines, opener })
+            }
             Node::Trail => Ok(ControlHandle::Trail(Mutex::new(self.open_trail(&opener)?))),
             _ => Ok(ControlHandle::Content(self.contents(&opener, node, true)?)),
         }
@@ -291,6 +310,14 @@ impl FileSystem {
             ControlHandle::Document { draft, .. } => take(lock(draft).bytes(), offset, size, buffer),
             ControlHandle::Temporary(file) => take(&file.bytes(), offset, size, buffer),
             ControlHandle::Trail(text) => lock(text).read(offset, size, buffer, || self.kms.trail_lines())?,
+            ControlHandle::Grants { key, lines, opener } => {
+                let mut lines = lock(lines);
+                if !lines.reaches(offset) {
+                    *lines = Lines::new(self.grant_lines(opener, *key)?);
+                }
+                lines.read(offset, usize::try_from(size).map_err(|_| FsError::Invalid)?, buffer);
+            }
+            ControlHandle::GrantOrder(order) => take(&order.bytes(), offset, size, buffer),
             ControlHandle::Command { .. } => return Err(FsError::BadHandle),
         }
         Ok(())
@@ -300,7 +327,13 @@ impl FileSystem {
         let handle = self.control.handles.find(fh)?;
         let written = u32::try_from(data.len()).map_err(|_| FsError::TooLarge)?;
         match &handle.handle {
-            ControlHandle::Content(_) | ControlHandle::Trail(_) => Err(FsError::BadHandle),
+            ControlHandle::Content(_) | ControlHandle::Trail(_) | ControlHandle::Grants { .. } => {
+                Err(FsError::BadHandle)
+            }
+            ControlHandle::GrantOrder(order) => {
+                let outcome = self.write_order(order, offset, data)?;
+                Ok(Outcome { value: written, revocation: outcome.revocation })
+            }
             ControlHandle::Temporary(file) => {
                 file.write(offset, data)?;
                 Ok(written.into())
@@ -335,7 +368,11 @@ impl FileSystem {
     pub(super) fn control_flush(&self, fh: u64) -> FsResult<Outcome<()>> {
         let handle = self.control.handles.find(fh)?;
         match &handle.handle {
-            ControlHandle::Content(_) | ControlHandle::Temporary(_) | ControlHandle::Trail(_) => Ok(().into()),
+            ControlHandle::Content(_)
+            | ControlHandle::Temporary(_)
+            | ControlHandle::Trail(_)
+            | ControlHandle::Grants { .. } => Ok(().into()),
+            ControlHandle::GrantOrder(order) => self.finish_order(order),
             ControlHandle::Document { scope, draft, opener } => {
                 let mut draft = lock(draft);
                 let step = draft.finish();
@@ -426,6 +463,11 @@ impl FileSystem {
             (_, Node::Temporary(_, id)) => {
                 change_temporary(&*self.control.temporaries.numbered(*id)?, caller, change)?;
             }
+            (Some(ControlHandle::GrantOrder(order)), _) => {
+                if let Some(size) = change.size {
+                    order.truncate(size)?;
+                }
+            }
             (Some(ControlHandle::Document { draft, .. }), _) => {
                 if let Some(size) = change.size {
                     lock(draft).truncate(size)?;
@@ -458,9 +500,9 @@ fn change_temporary(file: &Temporary, caller: &Caller, change: &SetAttr) -> FsRe
 /// Kind and mode of a node. The key service decides; these modes let requests through to it.
 fn shape(node: &Node) -> (Kind, u16) {
     match node {
-        Node::Top | Node::Key(_) | Node::Keys => (Kind::Dir, 0o777),
+        Node::Top | Node::Key(_) | Node::Keys | Node::Grants(_) => (Kind::Dir, 0o777),
         Node::Tables | Node::Table(_) | Node::Why | Node::WhyPath(..) | Node::Audit => (Kind::Dir, 0o555),
-        Node::Policy(_) => (Kind::File, 0o666),
+        Node::Policy(_) | Node::GrantOrder(..) => (Kind::File, 0o666),
         Node::Ctl(_) => (Kind::File, 0o222),
         Node::WhoAmI
         | Node::CtlResult(_)
@@ -468,6 +510,8 @@ fn shape(node: &Node) -> (Kind, u16) {
         | Node::StoreJson
         | Node::KeyJson(_)
         | Node::Receipt(_)
+        | Node::GrantList(_)
+        | Node::Grant(..)
         | Node::TableJson(_)
         | Node::Trail
         | Node::Verify => (Kind::File, 0o444),

@@ -48,6 +48,7 @@ impl FileSystem {
                 }
                 Ok(Node::Key(self.kms.key_named(text)?.id()))
             }
+            Node::Grants(key) => self.grant_named(caller, *key, name),
             Node::Tables => Ok(Node::Table(self.table_id(text)?)),
             Node::Why => Ok(Node::WhyPath(self.table_id(text)?, Vec::new())),
             Node::WhyPath(table, path) => {
@@ -90,6 +91,7 @@ impl FileSystem {
         match folder {
             Node::Keys => found.extend(self.visible_keys(caller)),
             Node::Key(id) if self.has_receipt(*id) => found.push((b"receipt.json".to_vec(), Node::Receipt(*id))),
+            Node::Grants(key) => found.extend(self.grant_names(caller, *key)?),
             Node::Tables => {
                 found
                     .extend(self.kms.tables().iter().map(|table| (table.name().into_bytes(), Node::Table(table.id()))));
@@ -149,6 +151,9 @@ impl FileSystem {
         name: &OsStr,
     ) -> FsResult<(Entry, Opened)> {
         let folder = self.control.node(parent)?;
+        if let Node::Grants(key) = folder {
+            return self.begin_grant_order(caller, key, name.as_bytes());
+        }
         let scope = folder.document_scope().ok_or(FsError::NotPermitted)?;
         let opener = Asker::of(caller, true);
         let (node, handle) = match Self::fixed_child(&folder, name.as_bytes()) {
@@ -216,6 +221,8 @@ impl FileSystem {
                 self.control.temporaries.remove(scope, name.as_bytes(), &file);
                 Ok(().into())
             }
+            Node::Grant(key, id) => self.end_grants(caller, key, &[id]),
+            Node::GrantOrder(key, name) => self.end_ordered_grants(caller, key, &name),
             _ => Err(FsError::NotPermitted),
         }
     }
@@ -288,6 +295,8 @@ fn fixed_names(folder: &Node) -> Vec<(&'static str, Node)> {
             ("policy.json", Node::Policy(Scope::Key(*id))),
             ("policy.error", Node::PolicyError(Scope::Key(*id))),
             ("key.json", Node::KeyJson(*id)),
+            ("grants", Node::Grants(*id)),
+            ("grants.jsonl", Node::GrantList(*id)),
             ("ctl", Node::Ctl(Scope::Key(*id))),
             ("ctl.result", Node::CtlResult(Scope::Key(*id))),
         ],

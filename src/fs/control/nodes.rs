@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock};
 
 use super::super::api::{FsError, FsResult};
 use super::super::inodes::CONTROL_BIT;
-use crate::types::{KeyId, TableId};
+use crate::types::{GrantId, KeyId, TableId};
 
 /// A place in `.kms`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -25,6 +25,12 @@ pub(in crate::fs) enum Node {
     KeyJson(KeyId),
     /// What remains of a destroyed key.
     Receipt(KeyId),
+    /// The folder of a key's grants, and all of them as lines of one file.
+    Grants(KeyId),
+    GrantList(KeyId),
+    Grant(KeyId, GrantId),
+    /// A file by which grants were made a moment ago, or are being made, by its name.
+    GrantOrder(KeyId, Vec<u8>),
     Tables,
     Table(TableId),
     TableJson(TableId),
@@ -67,7 +73,8 @@ impl Node {
             | Self::PolicyError(scope)
             | Self::Temporary(scope, _) => scope.folder(),
             Self::Key(_) => Self::Keys,
-            Self::KeyJson(id) | Self::Receipt(id) => Self::Key(*id),
+            Self::KeyJson(id) | Self::Receipt(id) | Self::Grants(id) | Self::GrantList(id) => Self::Key(*id),
+            Self::Grant(id, _) | Self::GrantOrder(id, _) => Self::Grants(*id),
             Self::Table(_) => Self::Tables,
             Self::TableJson(id) => Self::Table(*id),
             Self::WhyPath(table, path) => match path.iter().rposition(|byte| *byte == b'/') {
@@ -93,6 +100,10 @@ impl Node {
             | Self::Keys
             | Self::KeyJson(_)
             | Self::Receipt(_)
+            | Self::Grants(_)
+            | Self::GrantList(_)
+            | Self::Grant(..)
+            | Self::GrantOrder(..)
             | Self::Tables
             | Self::Table(_)
             | Self::TableJson(_)

@@ -11,9 +11,9 @@ pub(super) struct TrailText {
     lines: Lines<TrailLines>,
 }
 
-/// Lines as one text. Generic, so that the windowing can be tried on any lines.
+/// Lines as one text, of which only a window is kept.
 #[derive(Debug)]
-struct Lines<L> {
+pub(super) struct Lines<L> {
     rest: L,
     /// Where in the text the window begins.
     start: u64,
@@ -34,7 +34,7 @@ impl TrailText {
         buffer: &mut Vec<u8>,
         again: impl FnOnce() -> Result<TrailLines, KmsError>,
     ) -> FsResult<()> {
-        if offset < self.lines.start {
+        if !self.lines.reaches(offset) {
             self.lines = Lines::new(again()?);
         }
         let size = usize::try_from(size).map_err(|_| FsError::Invalid)?;
@@ -44,11 +44,17 @@ impl TrailText {
 }
 
 impl<L: Iterator<Item = Vec<u8>>> Lines<L> {
-    fn new(rest: L) -> Self {
+    pub(super) fn new(rest: L) -> Self {
         Self { rest, start: 0, window: Vec::new() }
     }
 
-    fn read(&mut self, offset: u64, size: usize, buffer: &mut Vec<u8>) {
+    /// Whether what begins at `offset` is still to be had.
+    pub(super) fn reaches(&self, offset: u64) -> bool {
+        offset >= self.start
+    }
+
+    /// Reads at `offset`; fewer bytes only at the end.
+    pub(super) fn read(&mut self, offset: u64, size: usize, buffer: &mut Vec<u8>) {
         loop {
             let from = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
             let there = self.window.len().saturating_sub(from);

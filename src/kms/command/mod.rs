@@ -3,7 +3,9 @@
 //!
 //! A command is decided, logged and committed by the call that it stands for; nothing here decides.
 
+mod grant;
 mod key;
+mod life;
 mod store;
 
 pub use store::StoreCommand;
