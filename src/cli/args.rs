@@ -298,6 +298,11 @@ pub enum KeyCommand {
     },
     #[command(flatten)]
     Change(KeyChange),
+    /// Say which versions of the key's material are in use, by which tables, for how many items.
+    Status {
+        /// The key.
+        name: String,
+    },
 }
 
 /// What changes a key: each is one line for its `ctl`.
@@ -310,6 +315,17 @@ pub enum KeyChange {
         /// A user name, uid:N, group:NAME or gid:N.
         #[arg(value_name = "P", required = true, value_parser = principal)]
         principals: Vec<PForm>,
+    },
+    /// Drop the versions of the key's material that no table needs any more, for ever.
+    ///
+    /// What `kmsfs encrypt` has made under them can then never be decrypted: the daemon cannot know of it, so that the
+    /// key's name is asked for again.
+    RetireVersions {
+        /// The key.
+        name: String,
+        /// The key's name again. Without it, says what would be dropped.
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
     },
     /// Take them out of the policy's statement 'Key users'; files that they have open stop being readable.
     RemoveUser {
@@ -439,7 +455,10 @@ impl EncryptionName {
 Examples:
   kmsfs --at /mnt/kms table create orders --user alice --group finance --mode 2770
   kmsfs --at /mnt/kms table create scratch --encryption owned
-  kmsfs --at /mnt/kms table create returns --key orders       (a second table under the same key)")]
+  kmsfs --at /mnt/kms table create returns --key orders       (a second table under the same key)
+  kmsfs --at /mnt/kms table set orders --cache none
+  kmsfs --at /mnt/kms table use-key returns returns-2027
+  kmsfs --at /mnt/kms table re-encrypt orders")]
 pub struct TableArgs {
     #[command(flatten)]
     pub offline: OfflineArgs,
@@ -458,6 +477,78 @@ pub enum TableCommand {
         /// The table.
         name: String,
     },
+    #[command(flatten)]
+    Change(TableChange),
+    /// Give a table a new table key, and have the daemon rewrite its items under it, while they are in use.
+    ///
+    /// Shows how far it is. Ctrl-C stops the work, and the same command goes on with it; the daemon goes on by itself
+    /// after a crash or a remount, and when nobody watches any more.
+    ReEncrypt {
+        /// The table.
+        name: String,
+        /// Give the order and do not wait.
+        #[arg(long, conflicts_with_all = ["stop", "show"])]
+        no_wait: bool,
+        /// Stop the work.
+        #[arg(long, conflicts_with = "show")]
+        stop: bool,
+        /// Say how far it is.
+        #[arg(long)]
+        show: bool,
+    },
+}
+
+/// What changes a table: each is one line for its `ctl`.
+#[derive(Debug, Subcommand)]
+pub enum TableChange {
+    /// Change a table's settings; what is not named stays.
+    Set {
+        /// The table.
+        name: String,
+        /// Whether the kernel may cache items in clear.
+        #[arg(long, value_enum)]
+        cache: Option<CacheName>,
+        /// What becomes of an open file that a revoked and a permitted user share.
+        #[arg(long, value_enum)]
+        on_revoke: Option<OnRevokeName>,
+        /// Whether names can be listed without the key.
+        #[arg(long, value_enum)]
+        names: Option<NamesName>,
+    },
+    /// Have another key protect a table; its items stay as they are. With the same key: its newest material.
+    UseKey {
+        /// The table.
+        name: String,
+        /// The key.
+        key: String,
+    },
+}
+
+/// How the kernel may cache a table's items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheName {
+    /// As for any file system.
+    Shared,
+    /// Not at all: every read is decided.
+    None,
+}
+
+/// What becomes of an open file that a revoked and a permitted user share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnRevokeName {
+    /// The permitted one opens it again.
+    Expire,
+    /// It stays open, and the revoked one may see what the permitted one reads.
+    Tolerate,
+}
+
+/// Whether names can be listed without the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NamesName {
+    /// By Unix rights alone.
+    Open,
+    /// By who may decrypt.
+    Sealed,
 }
 
 #[derive(Debug, Clone, Args)]

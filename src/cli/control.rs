@@ -118,6 +118,14 @@ impl Control {
         self.document(Object::Key(key), "receipt.json")
     }
 
+    /// Which versions of a key's material are in use where, as JSON.
+    pub fn status(&self, key: &str) -> Result<Value, CliError> {
+        let object = Object::Key(key);
+        let bytes = self.document(object, "status.json")?;
+        let path = self.directory(object)?.join("status.json");
+        serde_json::from_slice(&bytes).map_err(|source| CliError::Malformed { path, source })
+    }
+
     /// The names of all keys that the caller may list, sorted.
     pub fn keys(&self) -> Result<Vec<String>, CliError> {
         self.names("keys")

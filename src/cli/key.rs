@@ -24,6 +24,7 @@ pub(super) fn run(control: &Control, command: &KeyCommand, output: &mut Output<'
         }
         KeyCommand::Describe { name } => output.object(&control.describe(Object::Key(name))?),
         KeyCommand::Receipt { name } => output.bytes(&control.receipt(name)?),
+        KeyCommand::Status { name } => output.document(&control.status(name)?),
         KeyCommand::Change(change) => {
             let (name, line) = order(change)?;
             output.result(&control.command(Object::Key(name), &line)?)?;
@@ -58,6 +59,9 @@ pub(super) fn order(change: &KeyChange) -> Result<(&str, String), CliError> {
             return Err(CliError::usage(format!("the description of {name} is to be one line")));
         }
         KeyChange::SetDescription { name, text } => (name, format!("describe {text}")),
+        KeyChange::RetireVersions { name, confirm } => {
+            (name, format!("retire-versions {}", confirm.as_deref().unwrap_or_default()).trim_end().to_owned())
+        }
     })
 }
 

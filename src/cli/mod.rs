@@ -14,6 +14,7 @@ mod offline;
 pub mod output;
 mod policy;
 pub mod principal;
+mod re_encrypt;
 mod serve;
 mod status;
 mod table;

@@ -25,7 +25,7 @@ use super::{audit, grant, key, policy, table};
 use crate::audit::{TrailReader, format_time};
 use crate::crypto::{Argon2Params, Key256, Key512};
 use crate::fs::open_trail;
-use crate::kms::{Key, KeySpec, Kms, KmsError, Subject, TableSpec};
+use crate::kms::{self, Key, KeySpec, Kms, KmsError, Subject, TableSpec};
 use crate::store::{Credential, Found, Journal, Open, SlotId, SlotInfo, SlotKind, SlotState, Store};
 use crate::table::{Folder, Mounts, Names, TableError};
 use crate::types::TableId;
@@ -72,6 +72,10 @@ pub(super) fn key_command(
                 output.line(&format!("key {name} has id {}", key.id()))
             }
         }),
+        KeyCommand::Status { name } => {
+            let custody = Custody::open(store, args, Intent::Look)?;
+            output.document(&custody.kms.key_status(&*custody.key(name)?)?)
+        }
         KeyCommand::Change(change) => {
             let (name, line) = key::order(change)?;
             as_custodian(store, args, |custody, who| {
@@ -119,6 +123,16 @@ pub(super) fn table(
             let table = custody.kms.table_named(name).map_err(|error| absent(error, "table", name))?;
             output.object(&table.description())
         }
+        TableCommand::Change(change) => {
+            let (name, line) = table::order(change)?;
+            as_custodian(store, args, |custody, who| {
+                let table = custody.kms.table_named(name).map_err(|error| absent(error, "table", name))?;
+                custody.change_table(who, &table, kms::TableCommand::parse(&line)?, output)
+            })
+        }
+        TableCommand::ReEncrypt { name, .. } => Err(CliError::usage(format!(
+            "the items of {name} are rewritten by the daemon that serves the store: mount it, and re-encrypt it there"
+        ))),
         TableCommand::Create(create) => {
             table::check(create)?;
             as_custodian(store, args, |custody, who| custody.create_table(who, create, output))
@@ -303,6 +317,29 @@ impl Custody {
             output.document(&table.description())
         } else {
             output.line(&format!("table {} has id {}", args.name, table.id()))
+        }
+    }
+
+    /// Carries out a change of a table that needs nobody to serve the store.
+    fn change_table(
+        &self,
+        who: &Subject<'_>,
+        table: &Arc<kms::Table>,
+        command: kms::TableCommand,
+        output: &mut Output<'_>,
+    ) -> Result<(), CliError> {
+        match command {
+            kms::TableCommand::Set(change) => {
+                self.kms.set_table(who, table, change)?;
+                output.result("the settings are in force")
+            }
+            kms::TableCommand::UseKey(name) => {
+                self.kms.move_table(who, table, &self.key(&name)?)?;
+                output.result(&format!("protected by key {name}"))
+            }
+            kms::TableCommand::ReEncrypt | kms::TableCommand::StopReEncryption => {
+                Err(KmsError::Invalid("only on a mount".to_owned()).into())
+            }
         }
     }
 

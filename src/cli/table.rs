@@ -3,13 +3,15 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::args::{EncryptionName, TableCommand, TableCreateArgs};
+use super::args::{EncryptionName, TableChange, TableCommand, TableCreateArgs};
 use super::control::{Control, Object, file_name};
 use super::exit::CliError;
 use super::key::warn_of_missing_rights;
 use super::output::Output;
+use super::re_encrypt;
 use crate::sys;
 
 /// Runs a table command through the control tree.
@@ -21,6 +23,37 @@ pub(super) fn run(control: &Control, command: &TableCommand, output: &mut Output
             output.table(&tables, &["Name", "Encryption", "KeyName"])
         }
         TableCommand::Describe { name } => output.object(&control.describe(Object::Table(name))?),
+        TableCommand::Change(change) => {
+            let (name, line) = order(change)?;
+            output.result(&control.command(Object::Table(name), &line)?)
+        }
+        TableCommand::ReEncrypt { name, show: true, .. } => output.object(&re_encrypt::progress(control, name)?),
+        TableCommand::ReEncrypt { name, stop: true, .. } => {
+            output.result(&control.command(Object::Table(name), "re-encrypt stop")?)
+        }
+        TableCommand::ReEncrypt { name, no_wait, .. } => re_encrypt::run(control, name, !no_wait, output),
+    }
+}
+
+/// The table that a change is about, and the line for its `ctl`.
+pub(super) fn order(change: &TableChange) -> Result<(&str, String), CliError> {
+    match change {
+        TableChange::Set { name, cache, on_revoke, names } => {
+            let word = |value: Option<clap::builder::PossibleValue>| value.map(|value| value.get_name().to_owned());
+            let mut line = "set".to_owned();
+            for (setting, value) in [
+                ("cache", cache.and_then(|value| word(value.to_possible_value()))),
+                ("on-revoke", on_revoke.and_then(|value| word(value.to_possible_value()))),
+                ("names", names.and_then(|value| word(value.to_possible_value()))),
+            ] {
+                line.extend(value.map(|value| format!(" {setting}={value}")));
+            }
+            if line == "set" {
+                return Err(CliError::usage("set what? --cache, --on-revoke or --names"));
+            }
+            Ok((name, line))
+        }
+        TableChange::UseKey { name, key } => Ok((name, format!("use-key {}", file_name("key", key)?))),
     }
 }
 
@@ -108,6 +141,25 @@ mod tests {
         assert_eq!(create_line(&with_users), "create-table orders encryption=customer user=alice user=gid:7");
         let with_key = TableCreateArgs { key: Some("k".to_owned()), ..args() };
         assert_eq!(create_line(&with_key), "create-table orders encryption=customer key=k");
+    }
+
+    #[test]
+    fn changes_are_lines() {
+        use crate::cli::args::{CacheName, NamesName, OnRevokeName};
+        let set = |cache, on_revoke, names| TableChange::Set { name: "t".to_owned(), cache, on_revoke, names };
+        let all = set(Some(CacheName::None), Some(OnRevokeName::Tolerate), Some(NamesName::Sealed));
+        assert_eq!(order(&all).unwrap(), ("t", "set cache=none on-revoke=tolerate names=sealed".to_owned()));
+        let one = set(Some(CacheName::Shared), None, None);
+        assert_eq!(order(&one).unwrap().1, "set cache=shared");
+        assert!(matches!(order(&set(None, None, None)), Err(CliError::Usage { .. })));
+        let moved = TableChange::UseKey { name: "t".to_owned(), key: "k".to_owned() };
+        assert_eq!(order(&moved).unwrap().1, "use-key k");
+        for all in [
+            set(None, Some(OnRevokeName::Expire), Some(NamesName::Open)),
+            set(Some(CacheName::Shared), Some(OnRevokeName::Tolerate), None),
+        ] {
+            assert!(crate::kms::TableCommand::parse(&order(&all).unwrap().1).is_ok());
+        }
     }
 
     #[test]

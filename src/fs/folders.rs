@@ -7,7 +7,7 @@ use super::FileSystem;
 use super::api::{Caller, Entry, FsError, FsResult, Kind};
 use super::inodes::{Backing, Body, Found, Inode, ItemBody, Place};
 use super::subject::Asker;
-use crate::kms::ItemAsked;
+use crate::kms::{ItemAsked, KmsError, NamesMode};
 use crate::store::{Dir, Stat};
 use crate::table::{Folder, StoredName};
 use crate::types::Action;
@@ -15,8 +15,19 @@ use crate::types::Action;
 const SET_GID: u32 = 0o2000;
 
 impl FileSystem {
-    pub(super) fn folder_lookup(&self, parent: &Arc<Inode>, name: &[u8]) -> FsResult<Entry> {
+    pub(super) fn folder_lookup(&self, caller: &Caller, parent: &Arc<Inode>, name: &[u8]) -> FsResult<Entry> {
         parent.used.store(true, std::sync::atomic::Ordering::Relaxed);
+        let table = parent.table()?;
+        if table.settings().names == NamesMode::Sealed {
+            // Before anything tells whether there is such a name.
+            let path = || parent.path_of(name);
+            let who = self.asker_for(caller, table);
+            match self.kms.decide_again(&who.subject(), &ItemAsked { table, path: &path }, Action::Decrypt) {
+                // What a destroyed key has left is removed by Unix rights alone.
+                Ok(_) | Err(KmsError::Destroyed) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let stored = parent.folder()?.seal_name(name)?;
         let (inode, stat) = self.inode_named(parent, name, &stored)?;
         self.entry(&inode, &stat)

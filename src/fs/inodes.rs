@@ -320,6 +320,20 @@ impl Inodes {
         self.read().by_backing.get(&backing).cloned()
     }
 
+    /// The same, its lookups one more; it stays where it was found last.
+    pub(super) fn known(&self, backing: Backing) -> Option<Arc<Inode>> {
+        let maps = self.write();
+        let inode = maps.by_backing.get(&backing)?;
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::clone(inode))
+    }
+
+    /// The places of all inodes of a table that have a name.
+    pub(super) fn places_in(&self, table: crate::types::TableId) -> Vec<Place> {
+        let of_table = |inode: &&Arc<Inode>| inode.table.as_ref().is_some_and(|of| of.id() == table);
+        self.read().by_ino.values().filter(of_table).filter_map(|inode| inode.place()).collect()
+    }
+
     /// The inode of what a lookup or a creation found, its lookups one more. `body` is called for a new one, with no
     /// lock held.
     pub(super) fn ensure(&self, found: Found, body: impl FnOnce() -> FsResult<Body>) -> FsResult<Arc<Inode>> {

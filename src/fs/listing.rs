@@ -95,7 +95,11 @@ impl FileSystem {
             let inode = self.inodes.find(ino)?;
             inode.used.store(true, Ordering::Relaxed);
             if inode.table()?.settings().names == NamesMode::Sealed {
-                self.right_to_read(caller, &inode)?;
+                match self.right_to_read(caller, &inode) {
+                    // As for a lookup.
+                    Ok(_) | Err(FsError::NoKey) => {}
+                    Err(error) => return Err(error),
+                }
             }
             self.entry_names(&inode)?
         };

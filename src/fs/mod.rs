@@ -16,6 +16,7 @@ mod listing;
 mod namespace;
 mod open_file;
 mod quota;
+mod re_encrypt;
 mod revoke;
 mod roots;
 mod session;
@@ -40,6 +41,7 @@ use items::Items;
 use listing::Listing;
 use open_file::Handle;
 use quota::Quota;
+use re_encrypt::ReEncryptions;
 use subject::Asker;
 
 pub use session::{SessionError, open_trail};
@@ -84,6 +86,7 @@ pub struct FileSystem {
     /// Revocations under way.
     draining: AtomicUsize,
     items: Items,
+    re_encryptions: ReEncryptions,
     revoker: OnceLock<Revoker>,
     /// Everything is settled: the tick has nothing more to do.
     ended: AtomicBool,
@@ -118,7 +121,7 @@ impl Operations for FileSystem {
         if parent == ROOT_INO {
             return self.root_lookup(caller, name.as_bytes());
         }
-        self.folder_lookup(&self.inodes.find(parent)?, name.as_bytes())
+        self.folder_lookup(caller, &self.inodes.find(parent)?, name.as_bytes())
     }
 
     fn forget(&self, ino: u64, lookups: u64) {

@@ -59,6 +59,7 @@ impl FileSystem {
         let stored = folder.seal_name(name)?;
         let owned = Self::ownership(caller, folder, mode, umask)?;
         self.count_open()?;
+        let creating = folder.table().creating();
         let item = Item::create(folder, &stored, owned.mode, owned.owner, kind, content, key)?;
         let stat = item.backing().stat()?;
         let backing = Backing::of(&stat);
@@ -66,6 +67,7 @@ impl FileSystem {
         let body = ItemBody::of(Arc::clone(&item));
         let found = Self::found(parent, name, kind_of_item(kind), backing, &stored)?;
         let inode = self.inodes.ensure(found, || Ok(Body::Item(body)))?;
+        drop(creating);
         inode.settle_at(place_at(parent, name, &stored));
         self.keep_warm(&inode);
         Ok((self.entry(&inode, &stat)?, inode, item))

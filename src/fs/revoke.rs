@@ -15,7 +15,7 @@ use super::api::{FsError, FsResult, Outcome, Revocation};
 use super::control::Scope;
 use super::inodes::{Inode, Place};
 use super::open_file::Handle;
-use crate::kms::OnRevoke;
+use crate::kms::{CacheMode, NamesMode, OnRevoke, Settings, Table};
 use crate::types::KeyId;
 
 /// What has to be carried out before a save is answered; nothing, where it concerns no open handle.
@@ -37,6 +37,8 @@ enum Lost {
     Service,
     /// Its opener's right.
     Right,
+    /// How it was opened: whoever has it is to open it anew, whatever his table says of revocations.
+    Opening,
 }
 
 impl Lost {
@@ -53,6 +55,28 @@ impl FileSystem {
     /// After a change of a key's or the store's policy.
     pub(super) fn revocation_after(&self, scope: Scope) -> Pending {
         self.revocation_where(|handle| if Self::concerns(scope, handle) { self.lost(handle) } else { Lost::Nothing })
+    }
+
+    /// After a change of a table's settings. Those that say how an item is opened hold for later opens: where it must be
+    /// said anew at once, what is open is retired, and opened again by whoever uses it.
+    pub(super) fn revocation_after_settings(&self, table: &Table, old: Settings) -> Pending {
+        let new = table.settings();
+        let of_table = |handle: &Handle| handle.inode.table().is_ok_and(|of| of.id() == table.id());
+        let uncached = new.cache == CacheMode::None && old.cache != CacheMode::None;
+        let mut pending = self.revocation_where(|handle| match of_table(handle) {
+            false => Lost::Nothing,
+            true if uncached => Lost::Opening,
+            true => self.lost(handle),
+        });
+        if new.names == NamesMode::Sealed && old.names != NamesMode::Sealed {
+            let revocation = pending.0.get_or_insert_with(|| {
+                self.draining.fetch_add(1, Ordering::AcqRel);
+                Revocation { id: self.revocations.fetch_add(1, Ordering::Relaxed), ..Revocation::default() }
+            });
+            let name = |place: Place| (place.parent.ino, OsString::from_vec(place.name));
+            revocation.names.extend(self.inodes.places_in(table.id()).into_iter().map(name));
+        }
+        pending
     }
 
     /// What a date condition or the end of a grant has ended, of handles that are open.
@@ -120,9 +144,8 @@ impl FileSystem {
             Revocation { id: self.revocations.fetch_add(1, Ordering::Relaxed), ..Revocation::default() };
         for (inode, lost) in losers.into_values() {
             revocation.inodes.push(inode.ino);
-            let expires =
-                lost == Lost::Right && inode.table().is_ok_and(|table| table.settings().on_revoke == OnRevoke::Expire);
-            if expires {
+            let expires = || inode.table().is_ok_and(|table| table.settings().on_revoke == OnRevoke::Expire);
+            if lost == Lost::Opening || lost == Lost::Right && expires() {
                 self.inodes.retire(&inode);
                 if let Some(Place { parent, name, .. }) = inode.place() {
                     revocation.names.push((parent.ino, OsString::from_vec(name)));
@@ -138,7 +161,8 @@ impl FileSystem {
         match (scope, handle.inode.table()) {
             (Scope::Store, _) => true,
             (Scope::Key(id), Ok(table)) => table.key().id() == id,
-            (Scope::Key(_), Err(_)) => false,
+            (Scope::Table(id), Ok(table)) => table.id() == id,
+            (Scope::Key(_) | Scope::Table(_), Err(_)) => false,
         }
     }
 

@@ -10,7 +10,7 @@ use super::control::Node;
 use super::inodes::{Backing, Body, Found, Inode, Place, ROOT_INO};
 use super::subject::Asker;
 use super::{CONTROL_NAME, FileSystem, TTL};
-use crate::kms::{ItemAsked, Kms, KmsError, Table, TableSpec};
+use crate::kms::{ItemAsked, Kms, KmsError, NamesMode, Table, TableSpec};
 use crate::store::Stat;
 use crate::table::{Folder, Names};
 use crate::types::{Action, Encryption, TableId};
@@ -26,7 +26,7 @@ impl FileSystem {
     }
 
     /// The inode of a table's folder, one lookup more, and the stat of the folder.
-    fn table_inode(&self, table: &Arc<Table>) -> FsResult<(Arc<Inode>, Stat)> {
+    pub(super) fn table_inode(&self, table: &Arc<Table>) -> FsResult<(Arc<Inode>, Stat)> {
         let folder = self.table_folder(table)?;
         let stat = folder.dir().stat_self()?;
         let place = Place { parent: self.inodes.find(ROOT_INO)?, name: table.name().into_bytes(), stored: None };
@@ -144,7 +144,9 @@ impl FileSystem {
             Ok(attr) => {
                 // Of one that has several names, the kernel says by each lookup which one a call comes by.
                 let several = inode.kind != Kind::Dir && attr.nlink > 1;
-                let ttl = if several { Duration::ZERO } else { TTL };
+                // Where names are sealed, every lookup is decided.
+                let sealed = inode.table().is_ok_and(|table| table.settings().names == NamesMode::Sealed);
+                let ttl = if several || sealed { Duration::ZERO } else { TTL };
                 Ok(Entry { attr, generation: inode.generation, ttl })
             }
             Err(error) => {

@@ -34,6 +34,7 @@ impl FileSystem {
             revocations: std::sync::atomic::AtomicU64::new(1),
             draining: std::sync::atomic::AtomicUsize::new(0),
             items: super::Items::default(),
+            re_encryptions: super::ReEncryptions::default(),
             revoker: std::sync::OnceLock::new(),
             ended: std::sync::atomic::AtomicBool::new(false),
         })
@@ -65,7 +66,7 @@ impl FileSystem {
         }
     }
 
-    fn take_recovered(&self, inode: &Inode, found: Result<Option<Recovered>, TableError>) -> FsResult<()> {
+    pub(super) fn take_recovered(&self, inode: &Inode, found: Result<Option<Recovered>, TableError>) -> FsResult<()> {
         if let Some(recovered) = found.map_err(|error| self.report(inode, error))? {
             let what = format!("{}: {recovered}", Self::describe_inode(inode));
             log::warn!("after an unclean stop, {what}");

@@ -17,8 +17,9 @@ const KEEP_TIME_EVERY: u32 = 60;
 const KEEP_TIME_AT_LEAST_EVERY: u32 = 3600;
 
 impl FileSystem {
-    /// Starts the thread that ticks until the file system is gone.
+    /// Starts the threads that work until the file system is gone: the one that ticks, and the one that re-encrypts.
     pub fn start_ticking(self: &Arc<Self>) -> std::io::Result<()> {
+        self.start_re_encrypting()?;
         let weak = Arc::downgrade(self);
         thread::Builder::new().name("kmsfs-tick".to_owned()).spawn(move || tick_on(&weak))?;
         Ok(())

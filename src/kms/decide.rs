@@ -107,13 +107,15 @@ impl Kms {
         action: Action,
     ) -> Result<(Arc<TableKeys>, Standing), KmsError> {
         let (standing, decision) = self.decide_item(who, item, action)?;
-        let keys = item.table.keys().ok_or(KmsError::Tampered)?;
+        if !item.table.keys.are_there() {
+            return Err(KmsError::Tampered);
+        }
         if action == Action::Decrypt
             && let Some(decision) = decision
         {
             self.log_decrypt(who, item, &decision)?;
         }
-        Ok((keys, standing))
+        Ok((Arc::clone(&item.table.keys), standing))
     }
 
     /// Decides about an item. No decision is given for the owned key, of which Unix alone decides.

@@ -125,7 +125,8 @@ impl Kms {
         key.install(gone);
         key.grants().clear();
         for (table, record) in emptied {
-            table.install(record, None);
+            table.keys.install(None);
+            table.install(record);
         }
         match self.store.forget_old_records() {
             Ok(0) => {}

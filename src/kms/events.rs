@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::decide::ItemAsked;
 use super::grant::Issued;
 use super::record::hex;
-use super::{Key, Kms, KmsError, Subject};
+use super::{Key, Kms, KmsError, Subject, Table};
 use crate::audit::{Event, Events, TrailReader, UserIdentity};
 use crate::crypto::sha256;
 use crate::policy::Decision;
@@ -186,6 +186,28 @@ impl Kms {
         self.append_and_sync(&with_reason(event, who))
     }
 
+    /// A change of a table that is about to be made.
+    pub(super) fn log_table_change(
+        &self,
+        who: &Subject<'_>,
+        event_name: &str,
+        table: &Table,
+        parameters: &[(&str, serde_json::Value)],
+    ) -> Result<TrailHead, KmsError> {
+        let event = table_event(Event::new(event_name, self.identity(who, Detail::WithProcess)), table, parameters);
+        self.append_and_sync(&with_reason(event, who))
+    }
+
+    /// A change of a table that the daemon makes, at an order that the trail has.
+    pub(super) fn log_table_by_itself(
+        &self,
+        event_name: &str,
+        table: &Table,
+        parameters: &[(&str, serde_json::Value)],
+    ) -> Result<TrailHead, KmsError> {
+        self.append_and_sync(&table_event(Event::new(event_name, daemon()), table, parameters))
+    }
+
     /// A change that was announced and could not be made.
     pub(super) fn log_failure(&self, who: &Subject<'_>, event_name: &str, error: &KmsError) {
         let event = Event::new(event_name, self.identity(who, Detail::Plain)).error(code_of(error), error.to_string());
@@ -311,6 +333,17 @@ fn daemon() -> UserIdentity {
 
 fn with_details(event: Event, details: &[(&str, String)]) -> Event {
     details.iter().fold(event, |event, (name, value)| event.detail(name, value.as_str()))
+}
+
+fn table_event(event: Event, table: &Table, parameters: &[(&str, serde_json::Value)]) -> Event {
+    let key = table.key();
+    let key_name = key.now().map(|now| now.record.name.clone());
+    let event = event.resource("kmsfs::Table", Some(table.id().to_string()), Some(table.name())).resource(
+        "kmsfs::Key",
+        Some(key.id().to_string()),
+        key_name,
+    );
+    parameters.iter().fold(event, |event, (name, value)| event.parameter(name, value.clone()))
 }
 
 fn with_reason(event: Event, who: &Subject<'_>) -> Event {

@@ -41,7 +41,7 @@ impl Kms {
             }
             Err(error) => return plain(false, &error.to_string()),
         };
-        let allowed = decision.verdict == Verdict::Allowed && table.keys().is_some();
+        let allowed = decision.verdict == Verdict::Allowed && table.keys.are_there();
         let may_read_it = self.would_allow(who, table.key(), Action::GetKeyPolicy)
             || (decision.reason.names_a_grant() && self.would_allow(who, table.key(), Action::ListGrants));
         let text = if may_read_it { decision.to_string() } else { decision.public_text() };

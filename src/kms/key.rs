@@ -50,11 +50,19 @@ impl KeyNow {
     }
 }
 
+/// Generations of keys: each is drawn once, so that a decision made under one key is never taken for one made under another,
+/// to which its table has moved since. From 1: 0 stands for no decision.
+static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+
+fn next_generation() -> u64 {
+    GENERATIONS.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A key, for as long as the store is served. What it is changes under it; handles compare its generation.
 #[derive(Debug)]
 pub struct Key {
     id: KeyId,
-    /// One more at every change that could change a decision.
+    /// Another, higher one at every change that could change a decision.
     generation: AtomicU64,
     /// None: the record does not verify, so nothing is decided but denial.
     now: RwLock<Option<Arc<KeyNow>>>,
@@ -90,12 +98,13 @@ const DECISIONS_MOST: usize = 4096;
 
 impl Key {
     pub(super) fn new(id: KeyId, now: Option<KeyNow>) -> Arc<Self> {
+        let generation = next_generation();
         Arc::new(Self {
             id,
-            generation: AtomicU64::new(1),
+            generation: AtomicU64::new(generation),
             now: RwLock::new(now.map(Arc::new)),
             grants: Grants::default(),
-            decisions: RwLock::new(Decisions { generation: 1, made: HashMap::new() }),
+            decisions: RwLock::new(Decisions { generation, made: HashMap::new() }),
         })
     }
 
@@ -133,7 +142,8 @@ impl Key {
     /// decided anew by a decision of the old policy, and never be asked again.
     pub(super) fn forget_decisions(&self) {
         let mut decisions = self.decisions.write().unwrap_or_else(PoisonError::into_inner);
-        let generation = self.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        let generation = next_generation();
+        self.generation.store(generation, Ordering::Release);
         *decisions = Decisions { generation, made: HashMap::new() };
     }
 

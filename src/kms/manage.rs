@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::data_key::TableKeys;
 use super::key::{BoundPolicy, Key, KeyNow};
 use super::record::{
     KeyOrigin, KeyRecord, PolicyRecord, RotationType, SealedTableKey, SealedVersion, Settings, StoreRecord, TableRecord,
@@ -268,7 +267,7 @@ impl Kms {
     }
 
     /// A key that exists already protects a new table only at the word of one of its administrators.
-    fn usable_for_table(&self, who: &Subject<'_>, key: &Arc<Key>) -> Result<(), KmsError> {
+    pub(super) fn usable_for_table(&self, who: &Subject<'_>, key: &Arc<Key>) -> Result<(), KmsError> {
         let now = key.now().ok_or(KmsError::Tampered)?;
         if now.record.origin != KeyOrigin::Customer {
             return Err(KmsError::Invalid("only a customer key protects a customer table".to_owned()));
@@ -314,6 +313,7 @@ impl Kms {
             names_key,
             table_keys: vec![SealedTableKey { version: 1, material_version: *material, sealed }],
             settings: Settings::default(),
+            re_encryption: None,
         };
         Ok((record, names))
     }
@@ -324,7 +324,7 @@ impl Kms {
         table: TableId,
         record: &TableRecord,
         key: &Arc<Key>,
-    ) -> Option<Arc<TableKeys>> {
+    ) -> Option<BTreeMap<u32, Key256>> {
         let now = key.now()?;
         let mut versions = BTreeMap::new();
         for sealed in &record.table_keys {
@@ -334,8 +334,7 @@ impl Kms {
             let opened = wrap::open(self.store_id(), what, &AeadKey::new(material).ok()?, &sealed.sealed).ok()?;
             versions.insert(sealed.version, opened);
         }
-        let current = *versions.last_key_value()?.0;
-        Some(TableKeys::new(table, current, versions))
+        Some(versions)
     }
 
     /// Removes an empty table, its key stays. `remove_folder` removes the folder, once the record is gone.
@@ -359,7 +358,13 @@ impl Kms {
     }
 
     /// Commits one change that the trail has; a failure is told to the trail too.
-    fn commit(&self, who: &Subject<'_>, event: &str, change: Change<'_>, head: TrailHead) -> Result<(), KmsError> {
+    pub(super) fn commit(
+        &self,
+        who: &Subject<'_>,
+        event: &str,
+        change: Change<'_>,
+        head: TrailHead,
+    ) -> Result<(), KmsError> {
         self.commit_all(who, event, &[change], head)
     }
 

@@ -20,11 +20,15 @@ mod life;
 mod load;
 mod manage;
 mod record;
+mod retire;
 mod rotate;
 mod table;
 #[cfg(test)]
+mod table_tests;
+#[cfg(test)]
 mod tests;
 mod time;
+mod update_table;
 mod wrap;
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,8 +40,8 @@ use crate::store::Store;
 use crate::types::{KeyId, Principal, StoreId, TableId};
 
 pub use blast::{BlastRadius, TableRadius};
-pub use command::StoreCommand;
-pub use data_key::{DataKey, ItemKeySource, SealKey, TableKeys};
+pub use command::{StoreCommand, TableCommand};
+pub use data_key::{DataKey, ItemKeySource, ReSealKey, SealKey, TableKeys};
 pub use decide::{ItemAsked, Standing};
 pub use error::KmsError;
 pub use events::TrailLines;
@@ -47,10 +51,11 @@ pub use key::{BoundPolicy, Key, KeyNow};
 pub use load::Damaged;
 pub use manage::{KeySpec, TableSpec};
 pub use record::{
-    CacheMode, Deletion, KeyOrigin, KeyRecord, NamesMode, OnRevoke, Receipt, ReceiptTable, Rotation, RotationType,
-    Settings, TableRecord, hex,
+    CacheMode, Deletion, KeyOrigin, KeyRecord, NamesMode, OnRevoke, ReEncryption, Receipt, ReceiptTable, Rotation,
+    RotationType, Settings, TableRecord, hex,
 };
 pub use table::Table;
+pub use update_table::{Ordered, SettingsChange};
 
 /// The name of the managed key.
 pub const MANAGED_KEY: &str = "kmsfs-managed";

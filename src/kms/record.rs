@@ -198,7 +198,7 @@ pub enum NamesMode {
     Sealed,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     pub cache: CacheMode,
@@ -210,6 +210,17 @@ impl Default for Settings {
     fn default() -> Self {
         Self { cache: CacheMode::Shared, on_revoke: OnRevoke::Expire, names: NamesMode::Open }
     }
+}
+
+/// An order to seal a table's items anew, under its newest table key, until it is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReEncryption {
+    /// Seconds since 1970.
+    pub started: i64,
+    /// The uid that ordered it.
+    pub by: u32,
+    pub stopped: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -224,6 +235,8 @@ pub struct TableRecord {
     pub names_key: String,
     pub table_keys: Vec<SealedTableKey>,
     pub settings: Settings,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub re_encryption: Option<ReEncryption>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -1,32 +1,66 @@
 //! A table as the key service holds it: which key protects it, its names key, its unwrapped table keys.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use super::data_key::TableKeys;
 use super::key::Key;
-use super::record::{Settings, TableRecord};
-use crate::crypto::Key512;
+use super::record::{ReEncryption, Settings, TableRecord};
+use crate::crypto::{Key256, Key512};
 use crate::types::{Encryption, TableId};
 
 #[derive(Debug)]
 pub struct Table {
     id: TableId,
     record: RwLock<Arc<TableRecord>>,
-    key: Arc<Key>,
+    bound: Bound,
     names: Key512,
-    /// None: the key's material is gone, or a sealed table key does not verify.
-    keys: RwLock<Option<Arc<TableKeys>>>,
+    pub(super) keys: Arc<TableKeys>,
+}
+
+/// The key that protects a table, and the one that came after it: a table that moves to another key adds to the end, so
+/// that to find the key of now takes no lock.
+#[derive(Debug)]
+struct Bound {
+    key: Arc<Key>,
+    next: OnceLock<Box<Self>>,
+}
+
+impl Bound {
+    const fn to(key: Arc<Key>) -> Self {
+        Self { key, next: OnceLock::new() }
+    }
+
+    fn last(&self) -> &Self {
+        let mut last = self;
+        while let Some(next) = last.next.get() {
+            last = next;
+        }
+        last
+    }
+}
+
+impl Drop for Bound {
+    /// Without recursion: nobody counts how often a table moves.
+    fn drop(&mut self) {
+        let mut next = self.next.take();
+        while let Some(mut bound) = next {
+            next = bound.next.take();
+        }
+    }
 }
 
 impl Table {
+    /// Without `keys`: the key's material is gone, or a sealed table key does not verify.
     pub(super) fn new(
         id: TableId,
         record: TableRecord,
         key: Arc<Key>,
         names: Key512,
-        keys: Option<Arc<TableKeys>>,
+        keys: Option<BTreeMap<u32, Key256>>,
     ) -> Arc<Self> {
-        Arc::new(Self { id, record: RwLock::new(Arc::new(record)), key, names, keys: RwLock::new(keys) })
+        let keys = TableKeys::new(id, keys);
+        Arc::new(Self { id, record: RwLock::new(Arc::new(record)), bound: Bound::to(key), names, keys })
     }
 
     pub fn id(&self) -> TableId {
@@ -35,17 +69,6 @@ impl Table {
 
     pub fn record(&self) -> Arc<TableRecord> {
         Arc::clone(&self.record.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Its unwrapped keys, as far as they are there.
-    pub(super) fn keys(&self) -> Option<Arc<TableKeys>> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Puts a change in force that was committed.
-    pub(super) fn install(&self, record: TableRecord, keys: Option<Arc<TableKeys>>) {
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(record);
     }
 
     pub fn name(&self) -> String {
@@ -57,16 +80,33 @@ impl Table {
     }
 
     pub fn settings(&self) -> Settings {
-        self.record().settings.clone()
+        self.record.read().unwrap_or_else(PoisonError::into_inner).settings
+    }
+
+    /// The order to seal its items anew that is not carried out yet.
+    pub fn re_encryption(&self) -> Option<ReEncryption> {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).re_encryption
     }
 
     /// The key that protects it.
     pub fn key(&self) -> &Arc<Key> {
-        &self.key
+        &self.bound.last().key
     }
 
     /// The key of its names: it needs no decision, since names are listed by Unix rights alone.
     pub fn names_key(&self) -> &Key512 {
         &self.names
+    }
+
+    pub(super) fn install(&self, record: TableRecord) {
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(record);
+    }
+
+    /// From now on another key protects it. Whatever was decided under the old one is decided anew, since no two keys
+    /// have a generation in common. The caller holds `changes`, so that nobody else adds.
+    pub(super) fn move_to(&self, key: Arc<Key>, record: TableRecord) {
+        let moved = self.bound.last().next.set(Box::new(Bound::to(key)));
+        debug_assert!(moved.is_ok());
+        self.install(record);
     }
 }

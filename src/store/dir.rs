@@ -138,8 +138,7 @@ impl Dir for HostDir {
         stat_fd(self.fd())
     }
 
-    fn list(&self) -> io::Result<Vec<DirEntry>> {
-        let mut entries = Vec::new();
+    fn each(&self, each: &mut dyn FnMut(DirEntry) -> bool) -> io::Result<()> {
         for entry in sys::Dir::read_from(&self.0)? {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
@@ -160,9 +159,11 @@ impl Dir for HostDir {
                 | sys::FileType::CharacterDevice
                 | sys::FileType::BlockDevice => FileKind::Other,
             };
-            entries.push(DirEntry { name: name.to_os_string(), ino: entry.ino(), kind });
+            if !each(DirEntry { name: name.to_os_string(), ino: entry.ino(), kind }) {
+                break;
+            }
         }
-        Ok(entries)
+        Ok(())
     }
 
     fn chmod(&self, name: Option<&OsStr>, mode: u32) -> io::Result<()> {

@@ -748,8 +748,8 @@ impl Dir for RecordingDir {
         self.inner.stat_self()
     }
 
-    fn list(&self) -> io::Result<Vec<DirEntry>> {
-        self.inner.list()
+    fn each(&self, each: &mut dyn FnMut(DirEntry) -> bool) -> io::Result<()> {
+        self.inner.each(each)
     }
 
     fn chmod(&self, name: Option<&OsStr>, mode: u32) -> io::Result<()> {

@@ -152,7 +152,17 @@ pub trait Dir: Send + Sync + fmt::Debug {
     fn stat_self(&self) -> io::Result<Stat>;
 
     /// All entries but `.` and `..`, in no order.
-    fn list(&self) -> io::Result<Vec<DirEntry>>;
+    fn list(&self) -> io::Result<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        self.each(&mut |entry| {
+            entries.push(entry);
+            true
+        })?;
+        Ok(entries)
+    }
+
+    /// The same one by one, however many there are, until `each` says false.
+    fn each(&self, each: &mut dyn FnMut(DirEntry) -> bool) -> io::Result<()>;
 
     /// Sets the permission bits. EUCLEAN for anything but a directory or a regular file.
     fn chmod(&self, name: Option<&OsStr>, mode: u32) -> io::Result<()>;

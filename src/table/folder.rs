@@ -200,6 +200,14 @@ impl Folder {
         Ok(listing)
     }
 
+    /// Calls `each` with what is on disk for every name, of which none has been verified, until it says false.
+    pub fn each_name(&self, each: &mut dyn FnMut(&OsStr, FileKind) -> bool) -> Result<(), TableError> {
+        Ok(self.dir.each(&mut |entry| match names::classify(&entry.name) {
+            OnDisk::Short | OnDisk::Long => each(&entry.name, entry.kind),
+            OnDisk::Own | OnDisk::Sidecar => true,
+        })?)
+    }
+
     /// The plain name of an entry.
     ///
     /// # Errors
@@ -292,6 +300,7 @@ impl Folder {
     pub fn set_xattr(&self, keys: &SealKey, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<(), TableError> {
         self.table.check(keys)?;
         let (stored, binding) = self.table.names.seal_xattr_name(self.id.as_bytes(), name)?;
+        let _attributes = self.table.attributes.read().unwrap_or_else(PoisonError::into_inner);
         let sealed =
             seal_xattr(keys, self.id.as_bytes(), &binding, value).map_err(|e| TableError::opening("attribute", e))?;
         Ok(self.dir.setxattr(None, &stored, &sealed, flags)?)

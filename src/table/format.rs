@@ -38,6 +38,8 @@ const FIRST_GROUP: u64 = 112;
 const GROUP: u64 = 128;
 const ENTRY: u64 = 32;
 const HEADER: u64 = 512;
+/// Room for the root of a tree over the entries: zeros in version 1.
+const TREE_ROOT_LEN: usize = 32;
 const INLINE_DATA: u64 = 544;
 
 const ITEM_MAGIC: [u8; 8] = *b"KMSFSITM";
@@ -128,6 +130,12 @@ pub(super) struct SealedHeader {
 pub(super) fn peek_item(header: &[u8]) -> Result<(ItemId, ItemKind), FormatError> {
     let header = header.first_chunk::<HEADER_LEN>().ok_or(FormatError::Malformed)?;
     Head::parse(header).map(|head| (head.item, head.kind))
+}
+
+/// The version of the table's key that a header names, which nothing has authenticated.
+pub(super) fn peek_version(header: &[u8]) -> Result<u32, FormatError> {
+    let header = header.first_chunk::<HEADER_LEN>().ok_or(FormatError::Malformed)?;
+    Head::parse(header).map(|head| head.version)
 }
 
 impl Head {
@@ -311,6 +319,17 @@ pub(super) struct State {
     /// The number of blocks that have an entry; from there to the size all is hole.
     pub(super) extent: u64,
     pub(super) bindings: Bindings,
+    /// While the blocks are being sealed anew under the head's table key.
+    pub(super) previous: Option<Previous>,
+}
+
+/// The table key under which the blocks of an item were sealed before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Previous {
+    /// Its version, not 0.
+    pub(super) version: u32,
+    /// Blocks below are sealed under the head's table key; each from there on under one of the two.
+    pub(super) done: u64,
 }
 
 impl State {
@@ -323,10 +342,12 @@ impl State {
         let count = u16::try_from(self.bindings.count).unwrap_or(0);
         out.put(&count.to_le_bytes());
         out.put(&u16::from(self.bindings.leaving).to_le_bytes());
-        out.put(&[0; 4]);
+        out.put(&self.previous.map_or(0, |previous| previous.version).to_le_bytes());
         for binding in &self.bindings.list {
             out.put(binding);
         }
+        out.put(&[0; TREE_ROOT_LEN]);
+        out.put(&self.previous.map_or(0, |previous| previous.done).to_le_bytes());
         bytes
     }
 
@@ -341,14 +362,21 @@ impl State {
             1 => true,
             _ => return Err(FormatError::Malformed),
         };
-        if input.take()? != [0; 4] || count == 0 || count > LINK_MAX {
+        let version = u32::from_le_bytes(input.take()?);
+        if count == 0 || count > LINK_MAX {
             return Err(FormatError::Malformed);
         }
         let mut list = [[0; BINDING_LEN]; LINK_MAX + 1];
         for binding in &mut list {
             *binding = input.take()?;
         }
+        let tree = input.take::<TREE_ROOT_LEN>()?;
+        let done = u64::from_le_bytes(input.take()?);
         input.zeros()?;
+        if tree != [0; TREE_ROOT_LEN] || (version == 0 && done != 0) {
+            return Err(FormatError::Malformed);
+        }
+        let previous = (version != 0).then_some(Previous { version, done });
         let bindings = Bindings { list, count, leaving };
         let fits = match layout {
             Layout::Inline => size <= INLINE_MAX as u64,
@@ -357,7 +385,7 @@ impl State {
         if !fits || extent > block_count(size) || bindings.clone().zeroed() != bindings {
             return Err(FormatError::Malformed);
         }
-        Ok(Self { size, settled, mount, generation, extent, bindings })
+        Ok(Self { size, settled, mount, generation, extent, bindings, previous })
     }
 }
 
@@ -668,8 +696,22 @@ mod tests {
         assert!(!renaming.settled().contains(&[3; 16]) && renaming.contains(&[3; 16]));
         assert_eq!(one.without(&[1; 16]), one);
         for bindings in [one, full, renaming] {
-            let state = State { size: 9, settled: 8, mount: 7, generation: 6, extent: 1, bindings };
-            assert_eq!(State::parse(&state.encode(), Layout::Paged), Ok(state));
+            for previous in [None, Some(Previous { version: 3, done: 0 }), Some(Previous { version: 1, done: 1 })] {
+                let bindings = bindings.clone();
+                let state = State { size: 9, settled: 8, mount: 7, generation: 6, extent: 1, bindings, previous };
+                assert_eq!(State::parse(&state.encode(), Layout::Paged), Ok(state));
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_of_the_last_re_encryption_without_one_is_malformed() {
+        let bindings = Bindings::new([1; 16]);
+        let state = State { size: 9, settled: 8, mount: 7, generation: 6, extent: 1, bindings, previous: None };
+        for place in [208, 239, 240, 247, 248, 255] {
+            let mut bytes = state.encode();
+            bytes[place] = 1;
+            assert_eq!(State::parse(&bytes, Layout::Paged), Err(FormatError::Malformed), "{place}");
         }
     }
 

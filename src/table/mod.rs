@@ -16,12 +16,12 @@ mod tests;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use folder::{Folder, Listed, Listing, remove_root};
 pub use format::{Binding, INLINE_MAX, ItemKind, LINK_MAX, SIZE_MAX, plain_size};
-pub use item::{Item, Recovered, Seek};
+pub use item::{Item, Recovered, Seek, Step};
 pub use names::{NAME_MAX, Names, StoredName};
 pub use rename::{Moved, Place, rename};
 
@@ -173,8 +173,22 @@ pub struct Table {
     read_only: bool,
     /// Held for writing while a rename changes paths, for reading while a path is taken from a folder and put to use.
     paths: RwLock<()>,
+    /// Held for writing while a value is sealed anew, for reading while one is set: none is lost by the other.
+    attributes: RwLock<()>,
     new_folders: NewFolders,
     new_items: NewItems,
+    walk: Walk,
+    /// Held for reading by who makes an item, until it is known to all.
+    creations: RwLock<()>,
+}
+
+/// What a walk through the table may miss.
+#[derive(Debug, Default)]
+struct Walk {
+    /// The key version that the walk gives to all items; 0: there is no walk.
+    version: AtomicU32,
+    /// Names that were given since to what has another one. Changed with `paths` held.
+    moves: AtomicU64,
 }
 
 impl Table {
@@ -185,8 +199,11 @@ impl Table {
             mounts,
             read_only,
             paths: RwLock::new(()),
+            attributes: RwLock::new(()),
             new_folders: NewFolders::default(),
             new_items: NewItems::default(),
+            walk: Walk::default(),
+            creations: RwLock::new(()),
         })
     }
 
@@ -202,6 +219,45 @@ impl Table {
     /// it. None where no item has that length.
     pub fn size_of(&self, backing: &Stat) -> Option<u64> {
         plain_size(self.journal.pending_len(backing.dev, backing.ino).unwrap_or(backing.size))
+    }
+
+    /// Begins a walk that seals everything anew under the key version `version`. What was being made when it was called has
+    /// its name when it returns; what comes later is sealed under the keys that are there now. Gives what `end_walk` does
+    /// if the walk has missed nothing.
+    pub fn begin_walk(&self, version: u32) -> u64 {
+        drop(self.without_creations());
+        self.walk.version.store(version, Ordering::SeqCst);
+        self.end_walk()
+    }
+
+    /// How often something was given a name, since the first walk, that a walk may have passed by already.
+    pub fn end_walk(&self) -> u64 {
+        drop(self.paths.write().unwrap_or_else(PoisonError::into_inner));
+        self.walk.moves.load(Ordering::SeqCst)
+    }
+
+    /// To be held while an item is made and made known: who walks through the folders could else meet it half made, or
+    /// make a second `Item` of it.
+    pub fn creating(&self) -> RwLockReadGuard<'_, ()> {
+        self.creations.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While this is held, every item that has a name is whole.
+    pub fn without_creations(&self) -> RwLockWriteGuard<'_, ()> {
+        self.creations.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what has this key version, or is a folder, may escape a walk if it is given another name now.
+    fn may_escape(&self, version: Option<u32>) -> bool {
+        let walk = self.walk.version.load(Ordering::SeqCst);
+        walk != 0 && version != Some(walk)
+    }
+
+    /// It was given a name. The caller holds `paths`.
+    fn note_move(&self, escapes: bool) {
+        if escapes {
+            self.walk.moves.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     fn check(&self, keys: &impl crate::kms::ItemKeySource) -> Result<(), TableError> {

@@ -93,6 +93,7 @@ fn exchange_or_move(
         revert(moved, from);
         return Err(error);
     }
+    let escapes = std::iter::once(moved).chain(partner).any(|one| table.may_escape(version_of(one)));
     let _paths = table.paths.write().unwrap_or_else(PoisonError::into_inner);
     let (from_path, to_path) = (from.folder.path_of(from.name.on_disk()), to.folder.path_of(to.name.on_disk()));
     let dirs = [Arc::clone(from.folder.dir()), Arc::clone(to.folder.dir())];
@@ -113,6 +114,7 @@ fn exchange_or_move(
         }
         return Err(error.into());
     }
+    table.note_move(escapes);
     let settled =
         end(moved, from, to, &dirs).and_then(|()| partner.map_or(Ok(()), |partner| end(partner, to, from, &dirs)));
     if let Err(error) = settled {
@@ -132,6 +134,14 @@ fn replace_folder(from: Place<'_>, to: Place<'_>, folder: &Arc<Folder>, old: &Ar
     }
     exchange_or_move(from, to, Moved::Folder(folder), Some(Moved::Folder(old)), RenameFlags::Exchange, true)?;
     from.folder.remove_folder(from.name)
+}
+
+/// The version of the table's key that an item is sealed under; folders have none.
+fn version_of(standing: Moved<'_>) -> Option<u32> {
+    match standing {
+        Moved::Item(item) => item.table_key_version(),
+        Moved::Folder(_) => None,
+    }
 }
 
 fn begin(moved: Moved<'_>, from: Place<'_>, to: Place<'_>, taken: bool) -> Result<(), TableError> {

@@ -1,6 +1,9 @@
 //! What the files of the control tree say, to whom.
 
 use std::fmt::Write;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
 
 use super::super::FileSystem;
 use super::super::api::{Attr, Caller, FsError, FsResult, Kind};
@@ -8,9 +11,9 @@ use super::super::roots::perm;
 use super::super::subject::Asker;
 use super::trail::TrailText;
 use super::{Node, Scope, lock};
-use crate::kms::Key;
+use crate::kms::{Key, NamesMode, Table};
 use crate::sys;
-use crate::types::{Action, Groups, TableId};
+use crate::types::{Action, Groups, KeyId, TableId};
 
 impl FileSystem {
     /// The text of a file for this caller. `for_real`: it is being opened, so a refusal is an event of the trail;
@@ -36,7 +39,11 @@ impl FileSystem {
             Node::StoreJson => pretty(&self.kms.store_description())?,
             Node::Grant(key, id) => self.grant_text(who, *key, *id)?,
             Node::GrantOrder(key, name) => self.order_text(who, *key, name)?,
-            Node::TableJson(id) => self.describe_table(who, *id, for_real)?,
+            Node::KeyStatus(id) => self.key_status(who, *id, for_real)?,
+            Node::TableJson(id) => pretty(&self.table_to_describe(who, *id, for_real)?.description())?,
+            Node::ReEncryption(id) => {
+                pretty(&self.describe_re_encryption(&*self.table_to_describe(who, *id, for_real)?))?
+            }
             Node::WhyPath(table, path) => self.why(who, *table, path)?,
             Node::Verify => {
                 self.permit_store(who, Action::ReadAudit, for_real)?;
@@ -89,6 +96,7 @@ impl FileSystem {
                 self.permit(who, &key, Action::GetKeyPolicy, for_real)?;
                 Ok(key.now().ok_or(FsError::Tampered)?.policy.text.clone())
             }
+            Scope::Table(_) => Err(FsError::NotFound),
         }
     }
 
@@ -131,17 +139,45 @@ impl FileSystem {
         text
     }
 
-    fn describe_table(&self, who: &Asker, id: TableId, for_real: bool) -> FsResult<String> {
+    fn table_to_describe(&self, who: &Asker, id: TableId, for_real: bool) -> FsResult<Arc<Table>> {
         let table = self.kms.table(id)?;
         if self.permit(who, table.key(), Action::DescribeKey, false).is_err() {
             self.permit_store(who, Action::DescribeTable, for_real)?;
         }
-        pretty(&table.description())
+        Ok(table)
+    }
+
+    /// Which material is in use where. To count items, the tables are gone through, by one caller at a time.
+    fn key_status(&self, who: &Asker, id: KeyId, for_real: bool) -> FsResult<String> {
+        let key = self.kms.key(id)?;
+        self.permit(who, &key, Action::DescribeKey, for_real)?;
+        let mut status = self.kms.key_status(&key)?;
+        let _counting = self.control.counting.try_lock().map_err(|_| FsError::Busy)?;
+        let mut tables = Vec::new();
+        for table in self.kms.tables().iter().filter(|table| table.key().id() == id) {
+            let counts = self.items_by_key_version(table)?;
+            let counts: Vec<Value> = counts
+                .into_iter()
+                .map(|(version, items)| json!({ "TableKeyVersion": version, "Items": items }))
+                .collect();
+            tables.push(json!({ "Name": table.name(), "Items": counts }));
+        }
+        if let Value::Object(members) = &mut status {
+            members.insert("Tables".to_owned(), tables.into());
+        }
+        pretty(&status)
     }
 
     /// Attributes of the mirror of a folder or an item: the folder's own rights, so that the kernel lets through whom it
     /// would let through there; an item's answer is readable for whoever gets to it.
     pub(super) fn mirror(&self, caller: &Caller, table: TableId, path: &[u8], attr: &mut Attr) -> FsResult<()> {
+        let asker = Asker::of(caller, true);
+        if !path.is_empty() && !self.may_see_names(&asker, table, path)? {
+            // One answer for what is there and what is not.
+            (attr.kind, attr.perm) = (Kind::File, 0o444);
+            attr.size = super::size_of(self.why(&asker, table, path)?.as_bytes());
+            return Ok(());
+        }
         let (kind, real) = self.stat_of_path(table, path)?;
         attr.mtime = real.mtime;
         attr.ctime = real.ctime;
@@ -154,6 +190,13 @@ impl FileSystem {
             attr.size = self.why(&who, table, path).map_or(0, |text| super::size_of(text.as_bytes()));
         }
         Ok(())
+    }
+
+    /// Whether a caller may know what names there are: where they are sealed, only who may decrypt.
+    pub(super) fn may_see_names(&self, who: &Asker, table: TableId, path: &[u8]) -> FsResult<bool> {
+        let table = self.kms.table(table)?;
+        let sealed = table.settings().names == NamesMode::Sealed;
+        Ok(!sealed || self.kms.explain(&who.subject(), &table, path).allowed)
     }
 
     fn why(&self, who: &Asker, table: TableId, path: &[u8]) -> FsResult<String> {

@@ -62,6 +62,8 @@ pub(super) struct Control {
     /// When a document was last saved through this mount.
     saved: Mutex<HashMap<Scope, SystemTime>>,
     started: SystemTime,
+    /// Held while somebody counts items.
+    counting: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,7 @@ impl Default for Control {
             orders: grants::Orders::default(),
             saved: Mutex::default(),
             started: SystemTime::now(),
+            counting: Mutex::default(),
         }
     }
 }
@@ -211,7 +214,7 @@ impl FileSystem {
 
     /// The size of what a file would say to this caller; 0 where he may not read it or where only reading tells.
     fn content_size(&self, caller: &Caller, node: &Node) -> u64 {
-        if matches!(node, Node::Trail | Node::Verify | Node::GrantList(_)) {
+        if matches!(node, Node::Trail | Node::Verify | Node::GrantList(_) | Node::KeyStatus(_)) {
             return 0;
         }
         self.contents(&Asker::of(caller, true), node, false).map_or(0, |text| size_of(&text))
@@ -299,6 +302,7 @@ impl FileSystem {
         match scope {
             Scope::Store => self.kms.may_put_store_policy(&opener.subject())?,
             Scope::Key(id) => self.kms.may_put_key_policy(&opener.subject(), &*self.kms.key(id)?)?,
+            Scope::Table(_) => return Err(FsError::NotPermitted),
         }
         Ok(())
     }
@@ -423,6 +427,7 @@ impl FileSystem {
         match scope {
             Scope::Store => self.kms.store_policy().ok().map(|policy| policy.text.clone()),
             Scope::Key(id) => Some(self.kms.key(id).ok()?.now()?.policy.text.clone()),
+            Scope::Table(_) => None,
         }
     }
 
@@ -440,6 +445,7 @@ impl FileSystem {
         let saved = match scope {
             Scope::Store => self.kms.put_store_policy(&opener.subject(), text),
             Scope::Key(id) => self.kms.key(id).and_then(|key| self.kms.put_key_policy(&opener.subject(), &key, text)),
+            Scope::Table(_) => Err(crate::kms::KmsError::NotFound),
         };
         match saved {
             Ok(()) => Ok(self.revocation_after(scope).into_outcome()),
@@ -512,7 +518,9 @@ fn shape(node: &Node) -> (Kind, u16) {
         | Node::Receipt(_)
         | Node::GrantList(_)
         | Node::Grant(..)
+        | Node::KeyStatus(_)
         | Node::TableJson(_)
+        | Node::ReEncryption(_)
         | Node::Trail
         | Node::Verify => (Kind::File, 0o444),
         Node::Temporary(..) => (Kind::File, 0o600),

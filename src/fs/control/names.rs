@@ -103,6 +103,9 @@ impl FileSystem {
                     .map(|table| (table.name().into_bytes(), Node::WhyPath(table.id(), Vec::new()))),
             ),
             Node::WhyPath(table, path) => {
+                if !self.may_see_names(&Asker::of(caller, true), *table, path)? {
+                    return Err(FsError::Denied);
+                }
                 for (name, _) in self.names_in(*table, path)? {
                     let mut whole = path.clone();
                     if !whole.is_empty() {
@@ -297,10 +300,16 @@ fn fixed_names(folder: &Node) -> Vec<(&'static str, Node)> {
             ("key.json", Node::KeyJson(*id)),
             ("grants", Node::Grants(*id)),
             ("grants.jsonl", Node::GrantList(*id)),
+            ("status.json", Node::KeyStatus(*id)),
             ("ctl", Node::Ctl(Scope::Key(*id))),
             ("ctl.result", Node::CtlResult(Scope::Key(*id))),
         ],
-        Node::Table(id) => vec![("table.json", Node::TableJson(*id))],
+        Node::Table(id) => vec![
+            ("table.json", Node::TableJson(*id)),
+            ("re-encryption.json", Node::ReEncryption(*id)),
+            ("ctl", Node::Ctl(Scope::Table(*id))),
+            ("ctl.result", Node::CtlResult(Scope::Table(*id))),
+        ],
         Node::Audit => vec![("trail.jsonl", Node::Trail), ("verify", Node::Verify)],
         _ => Vec::new(),
     }

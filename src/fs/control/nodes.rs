@@ -31,9 +31,11 @@ pub(in crate::fs) enum Node {
     Grant(KeyId, GrantId),
     /// A file by which grants were made a moment ago, or are being made, by its name.
     GrantOrder(KeyId, Vec<u8>),
+    KeyStatus(KeyId),
     Tables,
     Table(TableId),
     TableJson(TableId),
+    ReEncryption(TableId),
     Why,
     /// The mirror of a folder or an item of a table, by its path inside of it.
     WhyPath(TableId, Vec<u8>),
@@ -49,6 +51,7 @@ pub(in crate::fs) enum Node {
 pub(in crate::fs) enum Scope {
     Store,
     Key(KeyId),
+    Table(TableId),
 }
 
 impl Scope {
@@ -57,6 +60,7 @@ impl Scope {
         match self {
             Self::Store => Node::Top,
             Self::Key(id) => Node::Key(id),
+            Self::Table(id) => Node::Table(id),
         }
     }
 }
@@ -73,10 +77,12 @@ impl Node {
             | Self::PolicyError(scope)
             | Self::Temporary(scope, _) => scope.folder(),
             Self::Key(_) => Self::Keys,
-            Self::KeyJson(id) | Self::Receipt(id) | Self::Grants(id) | Self::GrantList(id) => Self::Key(*id),
+            Self::KeyJson(id) | Self::KeyStatus(id) | Self::Receipt(id) | Self::Grants(id) | Self::GrantList(id) => {
+                Self::Key(*id)
+            }
             Self::Grant(id, _) | Self::GrantOrder(id, _) => Self::Grants(*id),
             Self::Table(_) => Self::Tables,
-            Self::TableJson(id) => Self::Table(*id),
+            Self::TableJson(id) | Self::ReEncryption(id) => Self::Table(*id),
             Self::WhyPath(table, path) => match path.iter().rposition(|byte| *byte == b'/') {
                 _ if path.is_empty() => Self::Why,
                 Some(end) => Self::WhyPath(*table, path.get(..end).unwrap_or_default().to_vec()),
@@ -104,9 +110,11 @@ impl Node {
             | Self::GrantList(_)
             | Self::Grant(..)
             | Self::GrantOrder(..)
+            | Self::KeyStatus(_)
             | Self::Tables
             | Self::Table(_)
             | Self::TableJson(_)
+            | Self::ReEncryption(_)
             | Self::Why
             | Self::WhyPath(..)
             | Self::Audit

@@ -19,6 +19,11 @@ impl Kms {
             }
             "rebind" => self.rebind(who, key).map(|()| "names bound anew".to_owned()),
             "describe" => self.describe(who, key, rest).map(|()| "description set".to_owned()),
+            "retire-versions" => {
+                let gone = self.retire_versions(who, key, rest)?;
+                let numbers: Vec<String> = gone.iter().map(u32::to_string).collect();
+                Ok(format!("dropped material {}", numbers.join(", ")))
+            }
             "rename" => self.rename_key(who, key, rest).map(|()| format!("the key is called {rest}")),
             _ if grant::VERBS.contains(&verb) => self.run_grant_command(who, key, (verb, rest)),
             _ => self.run_life_command(who, key, (verb, rest)),

@@ -7,8 +7,10 @@ mod grant;
 mod key;
 mod life;
 mod store;
+mod table;
 
 pub use store::StoreCommand;
+pub use table::TableCommand;
 
 use super::KmsError;
 use crate::policy::PForm;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::format::{
-    BLOCK, BLOCK_LEN, Bindings, HEADER_LEN, Head, ItemKind, Layout, SealedHeader, State, backing_len,
+    BLOCK, BLOCK_LEN, Bindings, HEADER_LEN, Head, ItemKind, Layout, Previous, SealedHeader, State, backing_len,
 };
 use super::super::{Binding, Table, TableError, format};
 use super::{Inner, Item, Open, Page, Recovered};
@@ -64,12 +64,13 @@ pub(super) fn first(
     let nonce = *rest.first_chunk().ok_or(SHORT)?;
     let id = ItemId::from_bytes(*id);
     let bindings = Bindings::new(binding);
-    let state = State { size: 0, settled: 0, mount: table.mounts.current, generation: 1, extent: 0, bindings };
+    let state =
+        State { size: 0, settled: 0, mount: table.mounts.current, generation: 1, extent: 0, bindings, previous: None };
     let (head, cipher) = fresh(kind, id, *salt, keys)?;
     let mut cipher = cipher.with_first_epoch(u32::from_le_bytes(*epoch));
     let mut page = Box::new([0; BLOCK_LEN]);
     let head = seal(&mut cipher, head, &state, nonce, page.as_mut_slice())?;
-    Ok((Open { head, state, cipher, unsynced: false, renamed: false }, page))
+    Ok((Open { head, state, cipher, old: None, unsynced: false, renamed: false }, page))
 }
 
 /// The head of an empty item under a new, random salt and the table's current key.
@@ -130,6 +131,7 @@ impl Item {
         let header = inner.page.get(..inner.page_len).and_then(<[u8]>::first_chunk);
         let header = header.ok_or(TableError::Tampered { what: "header" })?;
         let (head, mut state, cipher) = open_header(header, keys)?;
+        let old = older_cipher(&head, &state, keys)?;
         if head.item != self.id || !state.bindings.contains(&self.opened_as) {
             return Err(TableError::Tampered { what: "name of the item" });
         }
@@ -138,7 +140,7 @@ impl Item {
         }
         let renamed = state.bindings.is_new(&self.opened_as);
         let unsynced = state.mount == self.table.mounts.current && state.settled < backing_len(head.layout, state.size);
-        let recovered = self.recover(inner, Open { head, state, cipher, unsynced, renamed })?;
+        let recovered = self.recover(inner, Open { head, state, cipher, old, unsynced, renamed })?;
         Ok(recovered)
     }
 
@@ -213,7 +215,10 @@ impl Item {
         }
         (open.head, open.state) = (head, state);
         if let Some(cipher) = cipher {
-            open.cipher = cipher;
+            open.old = Some(std::mem::replace(&mut open.cipher, cipher));
+        }
+        if open.state.previous.is_none() {
+            open.old = None;
         }
         Ok(())
     }
@@ -312,6 +317,12 @@ fn open_header(header: &[u8; HEADER_LEN], keys: &impl ItemKeySource) -> Result<(
     cipher.open_header(&head.encode(), &seal, &mut state).map_err(opening)?;
     let state = State::parse(&state, head.layout).map_err(|error| TableError::parsing("header", error))?;
     Ok((head, state, cipher))
+}
+
+/// The keys under which the blocks were sealed that have not been sealed anew.
+fn older_cipher(head: &Head, state: &State, keys: &impl ItemKeySource) -> Result<Option<ItemCipher>, TableError> {
+    let derive = |previous: Previous| ItemCipher::derive(keys, previous.version, head.item, &head.salt);
+    state.previous.map(derive).transpose().map_err(|error| TableError::opening("header", error))
 }
 
 /// How far the file is settled with this change: all of it, if it was and the change goes into the journal as a whole.

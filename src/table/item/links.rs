@@ -33,7 +33,11 @@ impl Item {
             self.table.journal.sync()?;
         }
         to.0.write_sidecar(to.1)?;
+        let escapes = self.table.may_escape(self.table_key_version());
+        let paths = self.table.paths.read().unwrap_or_else(PoisonError::into_inner);
         let made = from.0.dir().link(from.1.on_disk(), to.0.dir().as_ref(), to.1.on_disk());
+        self.table.note_move(escapes);
+        drop(paths);
         if let Err(error) = made {
             if error.kind() != std::io::ErrorKind::AlreadyExists {
                 to.0.remove_sidecar(to.1);

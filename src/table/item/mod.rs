@@ -14,6 +14,7 @@
 
 mod header;
 mod links;
+mod re_encrypt;
 mod read;
 mod recover;
 mod seek;
@@ -36,6 +37,7 @@ use crate::kms::{DataKey, ItemKeySource, SealKey};
 use crate::store::{File, JournaledFile, SetTime, XattrFlags};
 use crate::types::ItemId;
 
+pub use re_encrypt::Step;
 pub use recover::Recovered;
 pub use seek::Seek;
 
@@ -72,6 +74,8 @@ struct Open {
     head: Head,
     state: State,
     cipher: ItemCipher,
+    /// The keys of blocks that have not been sealed anew yet; none where all are under `cipher`.
+    old: Option<ItemCipher>,
     /// Bytes beyond the settled length may have been written by an earlier `Item` of this mount, and not flushed.
     unsynced: bool,
     /// The rename for which the header is bound to one more name has happened: that name is gone.
@@ -186,6 +190,16 @@ impl Item {
         let mut header = [0; HEADER_LEN];
         let length = file.read_at(&mut header, 0)?;
         Ok(header::peek(folder.table(), header.get(..length).unwrap_or_default())?.1)
+    }
+
+    /// The version of the table's key that the header of a backing file names, before anything has been authenticated:
+    /// for counting.
+    pub fn peek_key_version(folder: &Folder, on_disk: &OsStr) -> Result<u32, TableError> {
+        let file = folder.dir().open_file(on_disk, false)?;
+        let mut header = [0; HEADER_LEN];
+        let length = file.read_at(&mut header, 0)?;
+        let version = format::peek_version(header.get(..length).unwrap_or_default());
+        version.map_err(|error| TableError::parsing("header", error))
     }
 
     /// Derives the keys and verifies the header: key, names, kind, and size against the backing file's length. After an
@@ -330,6 +344,7 @@ impl Item {
     pub fn set_xattr(&self, keys: &SealKey, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<(), TableError> {
         self.verify(keys)?;
         let (stored, binding) = self.table.names.seal_xattr_name(self.id.as_bytes(), name)?;
+        let _attributes = self.table.attributes.read().unwrap_or_else(PoisonError::into_inner);
         let sealed =
             seal_xattr(keys, self.id.as_bytes(), &binding, value).map_err(|e| TableError::opening("attribute", e))?;
         Ok(self.backing().setxattr(&stored, &sealed, flags)?)

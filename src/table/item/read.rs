@@ -9,7 +9,7 @@ use super::super::format::{
     group_end,
 };
 use super::{Inner, Item, Open, Page};
-use crate::envelope::{BlockKind, EnvelopeError, Seal};
+use crate::envelope::{BlockKind, EnvelopeError, ItemCipher, Seal};
 use crate::kms::DataKey;
 use crate::store::JournaledFile;
 
@@ -46,7 +46,7 @@ impl Item {
 }
 
 impl Blocks<'_> {
-    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize, TableError> {
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize, TableError> {
         let size = self.open.state.size;
         let rest = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let count = buffer.len().min(rest);
@@ -169,6 +169,9 @@ impl Blocks<'_> {
 
     fn open_text(&self, index: u64, entry: &[u8; ENTRY_LEN], text: &mut [u8]) -> Result<(), TableError> {
         let entry = BlockEntry::parse(entry).ok_or(DAMAGED)?;
+        if let Some(old) = &self.open.old {
+            return self.open_either(old, index, &entry, text);
+        }
         // Data is the rule. What fails as data is wiped, and is zeros if the entry says, authentically, hole.
         self.open_kind(BlockKind::Data, index, &entry, text)
             .or_else(|_| self.open_kind(BlockKind::Hole, index, &entry, &mut []))
@@ -177,6 +180,30 @@ impl Blocks<'_> {
 
     fn open_kind(&self, kind: BlockKind, index: u64, entry: &BlockEntry, text: &mut [u8]) -> Result<(), EnvelopeError> {
         let seal = Seal { epoch: entry.epoch, nonce: entry.nonce, tag: entry.tag };
-        self.open.cipher.open_block(kind, index, &seal, text)
+        match (&self.open.old, self.open.cipher.open_block(kind, index, &seal, text)) {
+            // Nothing was there to be wiped.
+            (Some(old), Err(_)) if text.is_empty() => old.open_block(kind, index, &seal, text),
+            (_, opened) => opened,
+        }
+    }
+
+    /// A block of an item that is being sealed anew: under its new keys or its old ones. The likelier are tried first,
+    /// since a failure wipes the text, of which a copy is kept.
+    fn open_either(&self, old: &ItemCipher, index: u64, entry: &BlockEntry, text: &mut [u8]) -> Result<(), TableError> {
+        let seal = Seal { epoch: entry.epoch, nonce: entry.nonce, tag: entry.tag };
+        let done = self.open.state.previous.map_or(0, |previous| previous.done);
+        let new = &self.open.cipher;
+        let order = if index < done { [new, old] } else { [old, new] };
+        let mut copy = [0; BLOCK_LEN];
+        let sealed = copy.get_mut(..text.len()).ok_or(DAMAGED)?;
+        sealed.copy_from_slice(text);
+        for cipher in order {
+            text.copy_from_slice(sealed);
+            if cipher.open_block(BlockKind::Data, index, &seal, text).is_ok() {
+                return Ok(());
+            }
+        }
+        // Wiped, and so zeros.
+        self.open_kind(BlockKind::Hole, index, entry, &mut []).map_err(|error| TableError::opening("block", error))
     }
 }

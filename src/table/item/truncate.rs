@@ -48,7 +48,7 @@ impl Item {
         let open = inner.opened()?;
         let (head, cipher) = header::fresh(open.head.kind, self.id, random().map_err(TableError::crypto)?, keys)?;
         let mut state = open.state.clone();
-        (state.size, state.extent) = (0, 0);
+        (state.size, state.extent, state.previous) = (0, 0, None);
         let mut page = [0; BLOCK_LEN];
         let way = self.way_of_header();
         self.apply(

@@ -45,9 +45,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Rename),
         1 => Just(Step::Link),
         1 => Just(Step::Unlink),
+        3 => Just(Step::ReEncrypt),
     ];
     prop::collection::vec(step, 1..9)
 }
+
+/// More versions of the table's key than so many steps make.
+const KEYS_MOST: u32 = 12;
 
 fn record(steps: &[Step]) -> (RecordingStorage, Vec<Point>, Scratch) {
     let scratch = Scratch::new().unwrap();
@@ -75,12 +79,14 @@ fn record(steps: &[Step]) -> (RecordingStorage, Vec<Point>, Scratch) {
 /// What is found after a crash, under any of these names.
 fn found(root: &Arc<dyn Dir>, names: &[String]) -> Vec<(String, Result<Vec<u8>, TableError>)> {
     let mount = Mount::open(root, 2, &[1]);
+    mount.keys.install_for_tests(versions(1, KEYS_MOST));
     let there = names_of(&mount.root);
     let names = names.iter().filter(|name| there.contains_key(name.as_bytes()));
     let found: Vec<_> = names.map(|name| (name.clone(), mount.read_name(name))).collect();
     drop(mount);
     // What was recovered once is in order from then on.
     let mount = Mount::open(root, 3, &[1, 2]);
+    mount.keys.install_for_tests(versions(1, KEYS_MOST));
     for (name, text) in &found {
         if let Ok(text) = text {
             assert!(mount.read_name(name).unwrap() == *text, "another text at the second mount");

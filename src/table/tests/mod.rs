@@ -5,6 +5,7 @@ mod cases;
 mod crash;
 mod durable;
 mod model;
+mod re_encrypt;
 mod tamper;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::crypto::{Key256, Key512};
-use crate::kms::{DataKey, SealKey, TableKeys};
+use crate::kms::{DataKey, ReSealKey, SealKey, TableKeys};
 use crate::store::record::Scratch;
 use crate::store::{DirStorage, RenameFlags, Storage};
 use crate::types::StoreId;
@@ -22,8 +23,13 @@ use crate::types::StoreId;
 const TABLE: TableId = TableId::from_bytes([0x7a; 16]);
 
 fn table_keys(table: TableId, current: u32) -> Arc<TableKeys> {
+    TableKeys::for_tests(table, current, versions(1, current))
+}
+
+/// The keys of these versions.
+fn versions(from: u32, to: u32) -> BTreeMap<u32, Key256> {
     let secret = |version: u32| Key256::from_slice(&[u8::try_from(version).unwrap(); 32]).unwrap();
-    TableKeys::for_tests(table, current, (1..=current).map(|version| (version, secret(version))).collect())
+    (from..=to).map(|version| (version, secret(version))).collect()
 }
 
 fn data_key() -> DataKey {
@@ -42,6 +48,7 @@ fn table_path(table: TableId) -> PathBuf {
 struct Mount {
     journal: Arc<Journal>,
     root: Arc<Folder>,
+    keys: Arc<TableKeys>,
     data: DataKey,
     seal: SealKey,
 }
@@ -65,7 +72,18 @@ impl Mount {
         let journal = Self::journal(root, 1, &BTreeSet::new());
         let table = Table::new(Self::names(), Arc::clone(&journal), Mounts::new(1, Vec::new()), false);
         let root = Folder::create_root(&table, dir, table_path(TABLE)).unwrap();
-        Self { journal, root, data: data_key(), seal: seal_key() }
+        Self::of(journal, root)
+    }
+
+    fn of(journal: Arc<Journal>, root: Arc<Folder>) -> Self {
+        let keys = table_keys(TABLE, 1);
+        let (data, seal) = (DataKey::for_tests(Arc::clone(&keys)), SealKey::for_tests(Arc::clone(&keys)));
+        Self { journal, root, keys, data, seal }
+    }
+
+    /// What re-encryption works with.
+    fn re_seal(&self) -> ReSealKey {
+        ReSealKey::for_tests(Arc::clone(&self.keys))
     }
 
     fn open(root: &Arc<dyn Dir>, epoch: u64, unclean: &[u64]) -> Self {
@@ -80,7 +98,7 @@ impl Mount {
         let tables = root.open_dir("tables".as_ref()).unwrap();
         let dir = tables.open_dir(TABLE.to_string().as_ref()).unwrap();
         let root = Folder::open_root(&table, dir, table_path(TABLE)).unwrap();
-        Self { journal, root, data: data_key(), seal: seal_key() }
+        Self::of(journal, root)
     }
 
     fn name(&self, name: &str) -> StoredName {

@@ -28,6 +28,8 @@ pub(super) enum Step {
     Rename,
     Link,
     Unlink,
+    /// A step of re-encryption, under a new key where the last one has been carried out.
+    ReEncrypt,
 }
 
 /// Sizes and offsets near those where something changes.
@@ -53,6 +55,7 @@ pub(super) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Rename),
         1 => Just(Step::Link),
         1 => Just(Step::Unlink),
+        4 => Just(Step::ReEncrypt),
     ];
     prop::collection::vec(step, 1..most)
 }
@@ -69,6 +72,8 @@ pub(super) struct Run {
     unclean: Vec<u64>,
     seed: u8,
     next_name: usize,
+    /// The newest version of the table's key.
+    key: u32,
 }
 
 impl Run {
@@ -85,6 +90,7 @@ impl Run {
             unclean: Vec::new(),
             seed: 0,
             next_name: 1,
+            key: 1,
         }
     }
 
@@ -136,6 +142,7 @@ impl Run {
                 self.names.remove(0);
                 self.item.unlinked(&gone.binding());
             }
+            Step::ReEncrypt => self.re_encrypt()?,
             Step::Link | Step::Unlink => {}
         }
         self.model = after;
@@ -163,9 +170,20 @@ impl Run {
             | Step::Remount { .. }
             | Step::Rename
             | Step::Link
-            | Step::Unlink => {}
+            | Step::Unlink
+            | Step::ReEncrypt => {}
         }
         model
+    }
+
+    fn re_encrypt(&mut self) -> Result<(), TableError> {
+        let step = self.item.re_encrypt(&self.mount.re_seal())?;
+        if step == super::super::Step::Nothing {
+            self.key += 1;
+            self.mount.keys.install_for_tests(versions(1, self.key));
+            self.item.re_encrypt(&self.mount.re_seal())?;
+        }
+        Ok(())
     }
 
     fn reopen(&mut self) -> Result<(), TableError> {
@@ -198,6 +216,7 @@ impl Run {
         }
         self.epoch += 1;
         self.mount = Mount::open(&self.root, self.epoch, &self.unclean);
+        self.mount.keys.install_for_tests(versions(1, self.key));
         self.item = self.mount.item(self.names.last().unwrap()).unwrap();
     }
 
