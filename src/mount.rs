@@ -46,6 +46,8 @@ const READ_AHEAD_KB: u32 = 1024;
 pub enum MountError {
     /// No /dev/fuse here.
     NoFuse,
+    /// /dev/fuse is there, for others.
+    ClosedFuse,
     /// Neither the right to mount nor a fusermount3.
     NoHelper,
     NotADirectory(PathBuf),
@@ -65,7 +67,10 @@ impl fmt::Display for MountError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoFuse => f.write_str("no /dev/fuse: load the fuse module or run where FUSE is allowed"),
-            Self::NoHelper => f.write_str("mounting needs root or fusermount3, and there is no fusermount3"),
+            Self::ClosedFuse => f.write_str("/dev/fuse is closed to you: mount as root, or let root make its mode 666"),
+            Self::NoHelper => {
+                f.write_str("mounting and unmounting need root or fusermount3, and there is no fusermount3")
+            }
             Self::NotADirectory(path) => write!(f, "{} is not a directory", path.display()),
             Self::MountedAlready(path) => write!(f, "a kmsfs is mounted at {} already", path.display()),
             Self::Dead(path) => write!(f, "another file system's dead mount is at {}: unmount it", path.display()),
@@ -80,6 +85,7 @@ impl std::error::Error for MountError {
         match self {
             Self::Io { error, .. } => Some(error),
             Self::NoFuse
+            | Self::ClosedFuse
             | Self::NoHelper
             | Self::NotADirectory(_)
             | Self::MountedAlready(_)
@@ -118,7 +124,7 @@ pub fn prepare_mount_point(path: &Path) -> Result<PathBuf, MountError> {
             return Err(MountError::Dead(path));
         }
         log::info!("clearing away the dead mount at {}", path.display());
-        sys::unmount(&path, true).map_err(cannot("clear away the dead mount"))?;
+        sys::unmount(&path, true).map_err(|error| without_helper(error, "clear away the dead mount"))?;
     }
     if !std::fs::metadata(&path).map_err(cannot("find the mount point"))?.is_dir() {
         return Err(MountError::NotADirectory(path));
@@ -195,10 +201,14 @@ fn mount(mount_point: &Path, options: &MountOptions) -> Result<(OwnedFd, Mounted
     }
     match sys::mount_fuse(&wanted) {
         Ok((device, entry)) => Ok((device, Mounted { path, device: entry.device })),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(MountError::NoHelper),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => Err(MountError::NoFuse),
-        Err(error) => Err(MountError::Io { what: "mount", error }),
+        Err(error) if !sys::is_missing_helper(&error) && sys::fuse_is_closed() => Err(MountError::ClosedFuse),
+        Err(error) => Err(without_helper(error, "mount")),
     }
+}
+
+fn without_helper(error: io::Error, what: &'static str) -> MountError {
+    if sys::is_missing_helper(&error) { MountError::NoHelper } else { MountError::Io { what, error } }
 }
 
 /// From the mount to its end.

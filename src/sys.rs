@@ -8,8 +8,10 @@ mod accounts;
 mod mounts;
 mod process;
 
-pub use accounts::{gid_of, group_name, groups_of_user, uid_of, user_name};
-pub use mounts::{FuseMount, MountEntry, is_dead, mount_at, mount_fuse, mounts, unmount};
+pub use accounts::{gid_of, group_name, groups_of_user, home_of, uid_of, user_name};
+pub use mounts::{
+    FuseMount, MountEntry, fuse_is_closed, is_dead, is_missing_helper, mount_at, mount_fuse, mounts, unmount,
+};
 pub use process::{
     ThreadCredentials, boot_id, boot_time, drop_sys_resource, executable, forbid_core_dumps, login_uid,
     raise_open_files, thread_credentials,

@@ -3,7 +3,8 @@
 # none failed.
 #
 #   tests/run.sh            everything that a change must pass
-#   tests/run.sh --long     and more of it: more property cases, longer fuzzing, the ignored tests
+#   tests/run.sh --long     and more of it: more property cases, longer fuzzing, the ignored tests, fsx with 10 seeds of
+#                           100,000 operations
 #
 # Needs root, /dev/fuse and, to install, Debian's apt. A run takes some minutes.
 set -euo pipefail
@@ -46,8 +47,8 @@ fail() { failed=$((failed + 1)); failures+=("$*"); echo "FAILED: $*"; }
 # Commands that must be there, and the packages that have them.
 needs=(
     fusermount3:fuse3 bats:bats jq:jq setfacl:acl setfattr:attr vim:vim nano:nano sponge:moreutils script:bsdutils
-    unshare:util-linux setpriv:util-linux findmnt:util-linux cc:build-essential ps:procps
-    shellcheck:shellcheck
+    unshare:util-linux setpriv:util-linux findmnt:util-linux losetup:mount mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs cc:build-essential ps:procps
+    shellcheck:shellcheck git:git sqlite3:sqlite3 rsync:rsync systemd-analyze:systemd
 )
 
 install_missing() {
@@ -57,10 +58,44 @@ install_missing() {
     done
     [[ -e /usr/share/iso-codes/json/iso_3166-1.json ]] || packages+=(iso-codes)
     new_enough || packages+=(rustc-web cargo-web rust-web-clippy rustfmt-web ca-certificates)
-    ((${#packages[@]})) || return 0
-    say "installing ${packages[*]}"
+    if ((${#packages[@]})); then
+        say "installing ${packages[*]}"
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    fi
+    unpack_postgresql
+}
+
+# Its package would make an account, and start a server at once and at every boot. So its programs alone are unpacked,
+# into target/, and only the libraries that they need are installed.
+unpack_postgresql() {
+    local program installed=(/usr/lib/postgresql/*/bin/initdb target/postgresql/usr/lib/postgresql/*/bin/initdb)
+    local package libraries
+    for program in "${installed[@]}"; do [[ ! -x $program ]] || return 0; done
+    say 'unpacking PostgreSQL'
     apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    package=$(apt-cache depends postgresql | sed -n 's/^ *Depends: \(postgresql-[0-9]*\)$/\1/p' | head -n1)
+    # libllvm: only for compiling queries, which tests do not.
+    mapfile -t libraries < <(apt-cache depends "$package" "postgresql-client-${package##*-}" |
+        sed -n 's/^ *Depends: \(lib[^ <>]*\)$/\1/p' | grep -v '^libllvm' | sort -u)
+    apt-get install -y -qq --no-install-recommends tzdata "${libraries[@]}" >/dev/null
+    mkdir -p "$logs/debs" target/postgresql
+    (cd "$logs/debs" && apt-get download -qq -o APT::Sandbox::User=root "$package" "postgresql-client-${package##*-}")
+    for package in "$logs"/debs/*.deb; do dpkg-deb --extract "$package" target/postgresql; done
+}
+
+# Suites of others, and the versions that are known to be what they should be; they stay in target/tools.
+tools=(pjdfstest:0.2.2 fsx:0.3.2)
+
+install_tools() {
+    local tool name version
+    for tool in "${tools[@]}"; do
+        name=${tool%%:*} version=${tool#*:}
+        grep -qsF "\"$name $version (" target/tools/.crates.toml && [[ -x target/tools/bin/$name ]] && continue
+        say "installing $name $version"
+        timeout --kill-after=10 1200 cargo install --quiet --locked --root target/tools --version "$version" "$name" ||
+            fail "installing $name $version"
+    done
 }
 
 # The compiler that Cargo.toml asks for.
@@ -111,7 +146,7 @@ shell_tests() { # FILE
     local file=$1 name status=0 ok bad planned
     name=$(basename "$file")
     say "$name"
-    BATS_TEST_TIMEOUT=400 timeout --kill-after=20 900 tests/shell/namespace.sh bats --tap "$file" >"$logs/step" 2>&1 ||
+    BATS_TEST_TIMEOUT=$((long ? 7200 : 400)) timeout --kill-after=20 $((long ? 10000 : 900)) tests/shell/namespace.sh bats --tap "$file" >"$logs/step" 2>&1 ||
         status=$?
     planned=$(bats --count "$file")
     ok=$(grep -cE '^ok ' "$logs/step" || true)
@@ -130,12 +165,14 @@ shell_tests() { # FILE
 
 [[ $(id -u) == 0 ]] || { fail 'these tests must be run as root: they mount, and act as several users'; exit 0; }
 install_missing
+install_tools
 
 check 'formatting' 120 cargo fmt --check
 check 'clippy' 900 cargo clippy --all-targets --all-features -- -D warnings
-check 'shellcheck' 120 shellcheck -x -P tests/shell tests/run.sh .ci/run tests/shell/*.sh tests/shell/common.bash tests/volumes/*.sh mount-examples/*.sh bench/run.sh
+check 'shellcheck' 120 shellcheck -x -P tests/shell tests/run.sh .ci/run tests/shell/*.sh tests/shell/*.bash tests/volumes/*.sh mount-examples/*.sh bench/run.sh
 if ((long)); then
     export PROPTEST_CASES=${PROPTEST_CASES:-2000} KMSFS_FUZZ_SECONDS=${KMSFS_FUZZ_SECONDS:-20}
+    export KMSFS_FSX_SEEDS=${KMSFS_FSX_SEEDS:-10} KMSFS_FSX_OPERATIONS=${KMSFS_FSX_OPERATIONS:-100000}
     cargo_tests 'cargo tests' 3600 --features testing -- --include-ignored
 else
     cargo_tests 'cargo tests' 900 --features testing

@@ -131,7 +131,7 @@ impl Exit {
 
     fn of_mount(error: &MountError) -> Self {
         match error {
-            MountError::NoFuse | MountError::NoHelper => Self::NoFuse,
+            MountError::NoFuse | MountError::ClosedFuse | MountError::NoHelper => Self::NoFuse,
             MountError::MountedAlready(_) | MountError::Hidden(_) => Self::Busy,
             MountError::NotADirectory(_) | MountError::Dead(_) => Self::Failed,
             MountError::Io { error, .. } => Self::of_io(error),

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,11 +29,19 @@ pub(super) fn anchor_dir(asked: Option<&Path>) -> Result<PathBuf, CliError> {
         Some(dir) => dir,
         None if rustix::process::geteuid().is_root() => PathBuf::from(ANCHOR_DIR),
         None => from("XDG_STATE_HOME")
-            .or_else(|| from("HOME").map(|home| home.join(".local/state")))
+            .or_else(|| home(from("HOME")).map(|home| home.join(".local/state")))
             .ok_or_else(|| CliError::usage(format!("say where the anchor is: --anchor DIR, or set {ANCHOR_VARIABLE}")))?
             .join("kmsfs"),
     };
     std::path::absolute(&dir).map_err(|error| CliError::io("find", dir, error))
+}
+
+/// The directory that `$HOME` names, if it is the user's own, else that of his account: sudo may leave another's, and
+/// mount(8) takes the variable away.
+fn home(named: Option<PathBuf>) -> Option<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw();
+    let own = |home: &PathBuf| std::fs::metadata(home).is_ok_and(|found| found.uid() == uid);
+    named.clone().filter(own).or_else(|| sys::home_of(uid)).or(named)
 }
 
 /// 'pid host what', for whoever finds the store locked.

@@ -1,6 +1,7 @@
 //! `kmsfs table`, on a mount.
 
 use std::fs::Permissions;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 
 use clap::ValueEnum;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::{EncryptionName, TableChange, TableCommand, TableCreateArgs};
 use super::control::{Control, Object, file_name};
-use super::exit::CliError;
+use super::exit::{CliError, plain};
 use super::key::warn_of_missing_rights;
 use super::output::Output;
 use super::re_encrypt;
@@ -93,11 +94,11 @@ fn create(control: &Control, args: &TableCreateArgs, output: &mut Output<'_>) ->
     let result = control.command(Object::Store, &create_line(args))?;
     let folder = control.folder(&args.name)?;
     if owner.is_some() || group.is_some() {
-        std::os::unix::fs::chown(&folder, owner, group).map_err(|e| CliError::io("change the owner of", &folder, e))?;
+        std::os::unix::fs::chown(&folder, owner, group).map_err(|error| half_made(&args.name, "owner", error))?;
     }
     if let Some(mode) = args.mode {
         let set = std::fs::set_permissions(&folder, Permissions::from_mode(mode));
-        set.map_err(|e| CliError::io("change the mode of", &folder, e))?;
+        set.map_err(|error| half_made(&args.name, "mode", error))?;
     }
     if output.json() {
         output.document(&described(control, &args.name))?;
@@ -106,6 +107,12 @@ fn create(control: &Control, args: &TableCreateArgs, output: &mut Output<'_>) ->
     }
     warn_of_missing_rights(control, &args.name, &args.users, output);
     Ok(())
+}
+
+/// The table is there, since only its maker's own calls can give it away.
+fn half_made(table: &str, what: &str, error: io::Error) -> CliError {
+    let done = format!("table {table} is made, and its {what} stays as it is");
+    CliError::Refused { what: done, reason: plain(&error), source: Some(error) }
 }
 
 fn create_line(args: &TableCreateArgs) -> String {

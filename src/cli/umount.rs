@@ -13,6 +13,7 @@ use rustix::time::Timespec;
 use super::exit::CliError;
 use super::mounts::kmsfs_mounts;
 use super::output::{Output, shown};
+use crate::mount::MountError;
 use crate::sys::{self, MountEntry};
 
 /// How long a daemon may take to write what it holds.
@@ -67,6 +68,8 @@ fn detach(mountpoint: &Path) -> Result<(), CliError> {
     sys::unmount(mountpoint, false).map_err(|error| {
         if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) {
             CliError::InUse { mountpoint: mountpoint.to_owned() }
+        } else if sys::is_missing_helper(&error) {
+            MountError::NoHelper.into()
         } else {
             CliError::io("unmount", mountpoint, error)
         }

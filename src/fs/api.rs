@@ -184,6 +184,8 @@ pub enum FsError {
     Busy,
     Refused,
     NoDevice,
+    /// A process runs it.
+    Executed,
     Io(io::Error),
 }
 
@@ -215,6 +217,7 @@ impl fmt::Display for FsError {
             Self::Busy => "busy",
             Self::Refused => "refused",
             Self::NoDevice => "no data beyond this offset",
+            Self::Executed => "it is being executed",
             Self::Io(error) => return write!(f, "the store: {error}"),
         })
     }
@@ -248,7 +251,8 @@ impl std::error::Error for FsError {
             | Self::ReadOnly
             | Self::Busy
             | Self::Refused
-            | Self::NoDevice => None,
+            | Self::NoDevice
+            | Self::Executed => None,
         }
     }
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::FileSystem;
 use super::api::{Caller, Entry, FsError, FsResult, Kind};
+use super::attributes::kind_of_item;
 use super::inodes::{Backing, Body, Found, Inode, ItemBody, Place};
 use super::subject::Asker;
 use crate::kms::{ItemAsked, KmsError, NamesMode};
 use crate::store::{Dir, Stat};
-use crate::table::{Folder, StoredName};
+use crate::table::{Folder, Item, StoredName};
 use crate::types::Action;
 
 const SET_GID: u32 = 0o2000;
@@ -54,7 +55,12 @@ impl FileSystem {
 
     fn inode_of(&self, parent: &Arc<Inode>, name: &[u8], stored: &StoredName, stat: &Stat) -> FsResult<Arc<Inode>> {
         let folder = parent.folder()?;
-        let kind = Self::kind_of(folder, stored.on_disk(), stat)?;
+        let kind = match Self::kind_of(folder, stored.on_disk(), stat)? {
+            told @ (Kind::Fifo | Kind::Socket) => {
+                self.verified_kind(told, (parent, name), stored, Backing::of(stat))?
+            }
+            told @ (Kind::File | Kind::Dir | Kind::Symlink) => told,
+        };
         let found = Self::found(parent, name, kind, Backing::of(stat), stored)?;
         if kind == Kind::Dir {
             self.spare_folders();
@@ -65,6 +71,33 @@ impl FileSystem {
             }
             Kind::File | Kind::Symlink | Kind::Fifo | Kind::Socket => Ok(Body::Item(ItemBody::default())),
         })
+    }
+
+    /// FIFOs and sockets are the kernel's own affair, nobody opens them here, and what is written into one is for those
+    /// whom Unix lets read it. So the header is verified, and bound to the name, before either is shown. What does not
+    /// verify is shown as a regular item, whose open says what is wrong to those who may know.
+    fn verified_kind(
+        &self,
+        told: Kind,
+        at: (&Arc<Inode>, &[u8]),
+        stored: &StoredName,
+        backing: Backing,
+    ) -> FsResult<Kind> {
+        let (parent, name) = at;
+        let Some(key) = parent.table()?.header_key() else { return Ok(Kind::File) };
+        self.count_open()?;
+        let item = self.items.shared(backing, || {
+            Item::open(parent.folder()?, stored).map_err(|error| self.report_in(parent, name, error))
+        });
+        let verified = item.and_then(|item| {
+            let checked = item.verify(&key).and_then(|_| item.check_name(stored)).and_then(|()| item.kind());
+            checked.map_err(|error| self.report_in(parent, name, error))
+        });
+        match verified {
+            Ok(kind) if kind_of_item(kind) == told => Ok(told),
+            Ok(_) | Err(FsError::Tampered | FsError::Corrupt | FsError::NoKey) => Ok(Kind::File),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn found(

@@ -158,6 +158,18 @@ impl FileSystem {
         Ok(self.journal.checkpoint()?)
     }
 
+    /// What did not verify was perhaps opened by a name that is not its own: the next open begins anew, by another name.
+    /// Nothing was done with it, and nothing can be.
+    pub(super) fn let_go_unverified(&self, inode: &Inode, item: &Arc<Item>) {
+        if let Ok(body) = inode.item_body() {
+            body.slot().take_if(|open| Arc::ptr_eq(open, item));
+        }
+        let mut alive = self.items.alive();
+        if alive.get(inode.backing).is_some_and(|other| Arc::ptr_eq(&other, item)) {
+            alive.items.remove(&inode.backing);
+        }
+    }
+
     /// The last name is gone: what is pending is of no use any more, and the space is to be free, once nobody has it open.
     pub(super) fn drop_unlinked(&self, inode: &Arc<Inode>) {
         if let Some(item) = inode.take_idle_item() {

@@ -112,8 +112,7 @@ impl FileSystem {
         content: &[u8],
     ) -> FsResult<Entry> {
         let opener = self.asker_for(caller, parent.table()?);
-        let wanted = Wanted { read: false, write: true, truncate: false };
-        let creation = self.decide_creation(&opener, parent, name, wanted)?;
+        let creation = self.decide_creation(&opener, parent, name, Wanted::creation())?;
         Ok(self.make_item(caller, parent, name, modes, kind, content, creation.seal_key())?.0)
     }
 
@@ -123,9 +122,6 @@ impl FileSystem {
         }
         let _using = self.using(inode);
         let (key, item) = self.item_to_read(caller, inode)?;
-        if item.kind()? != ItemKind::Symlink {
-            return Err(self.report(inode, table::TableError::Tampered { what: "kind" }));
-        }
         let size = item.size().and_then(|size| usize::try_from(size).ok()).ok_or(FsError::Tampered)?;
         let mut target = vec![0; size.min(table::INLINE_MAX)];
         let read = item.read(&key, &mut target, 0).map_err(|error| self.report(inode, error))?;
@@ -189,12 +185,14 @@ impl FileSystem {
         let item = self.items.shared(backing, || Ok(Item::open(folder, stored)?));
         if let (Ok(item), Some(key)) = (&item, key) {
             // An item that does not verify may be unlinked all the same.
-            let _ = item.verify(key);
+            if item.verify(key).is_ok() {
+                item.known_as(folder, stored);
+            }
             item.settle()?;
         }
         folder.unlink(stored)?;
         if let Ok(item) = item {
-            item.unlinked(&stored.binding());
+            item.unlinked(folder, stored);
             item.forget_name();
         }
         if let Some(inode) = inode

@@ -67,6 +67,8 @@ pub(super) struct Handle {
     opener: Asker,
     read: Option<Right<DataKey>>,
     write: Option<Right<SealKey>>,
+    /// Opened by execve(2): open as long as a process runs it.
+    executes: bool,
 }
 
 impl Handle {
@@ -99,11 +101,19 @@ pub(super) struct Wanted {
     pub(super) truncate: bool,
 }
 
+/// `__FMODE_EXEC` of the kernel, which programs cannot set.
+const FMODE_EXEC: i32 = 0o40;
+
 impl Wanted {
     pub(super) fn of(flags: i32) -> Self {
         let mode = flags & libc::O_ACCMODE;
         let truncate = flags & libc::O_TRUNC != 0;
         Self { read: mode != libc::O_WRONLY, write: mode != libc::O_RDONLY || truncate, truncate }
+    }
+
+    /// What is made without being opened.
+    pub(super) fn creation() -> Self {
+        Self { read: false, write: true, truncate: false }
     }
 }
 
@@ -132,6 +142,7 @@ impl FileSystem {
         if wanted.truncate
             && let Some(right) = &write
         {
+            self.refuse_executed(inode, flags)?;
             item.truncate(&right.key, 0).map_err(|error| self.report(inode, error))?;
             if caller.uid != 0 {
                 // The kernel leaves this to the file system, as with every write (HANDLE_KILLPRIV_V2).
@@ -141,7 +152,16 @@ impl FileSystem {
                 }
             }
         }
-        self.opened(inode, Handle { inode: Arc::clone(inode), item, opener, read, write })
+        let executes = flags & FMODE_EXEC != 0;
+        self.opened(inode, Handle { inode: Arc::clone(inode), item, opener, read, write, executes })
+    }
+
+    /// The kernel looks whether a process runs what is to be opened for writing before it asks, but with
+    /// `O_RDONLY | O_TRUNC` only when all is cut.
+    fn refuse_executed(&self, inode: &Arc<Inode>, flags: i32) -> FsResult<()> {
+        let executed = |handle: &Arc<Handle>| handle.executes && Arc::ptr_eq(&handle.inode, inode);
+        let asks_late = flags & libc::O_ACCMODE == libc::O_RDONLY;
+        if asks_late && self.handles.all().iter().any(executed) { Err(FsError::Executed) } else { Ok(()) }
     }
 
     /// The rights that a creation needs, before anything is made: GenerateDataKey for the name, and Decrypt where it is
@@ -177,7 +197,10 @@ impl FileSystem {
         wanted: Wanted,
     ) -> FsResult<Opened> {
         let write = wanted.write.then_some(creation.write);
-        self.opened(inode, Handle { inode: Arc::clone(inode), item, opener, read: creation.read, write })
+        self.opened(
+            inode,
+            Handle { inode: Arc::clone(inode), item, opener, read: creation.read, write, executes: false },
+        )
     }
 
     /// Lists the handle, and then looks once more: a revocation either finds it, or has changed by now what is looked at.

@@ -62,6 +62,7 @@ impl FileSystem {
     /// the trail and the records, goes to the trail and the log.
     pub fn open(store: Store, options: Options) -> Result<Self, SessionError> {
         let store = Arc::new(store);
+        Kms::clock_of(&store)?;
         if options.read_only {
             return Self::open_read_only(store, options);
         }

@@ -5,15 +5,19 @@ use std::sync::atomic::Ordering;
 
 use super::FileSystem;
 use super::api::{FsError, FsResult};
+use super::attributes::kind_of_item;
 use super::inodes::{Inode, Place};
-use super::open_file::refuse_retired;
-use crate::kms::{ItemKeySource, Kms};
+use super::open_file::{Handle, refuse_retired};
+use crate::kms::{CacheMode, ItemKeySource, Kms};
 use crate::store::{Dir, Journal};
 use crate::table::{Folder, Item, Mounts, Recovered, Seek, StoredName, TableError};
 use crate::types::text_of_path;
 
+const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
 /// Punching holes keeps the size, always (fallocate(2)).
-const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP_SIZE;
+const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+const ZERO_KEEP: i32 = ZERO | KEEP_SIZE;
 
 impl FileSystem {
     /// The file system of a store whose key service and journal are open.
@@ -42,8 +46,12 @@ impl FileSystem {
 
     /// Verifies an item, and that it belongs under the name that was decided about: somebody who can write the store may
     /// have linked it elsewhere.
-    pub(super) fn verify(&self, inode: &Inode, at: &Place, item: &Item, key: &impl ItemKeySource) -> FsResult<()> {
-        self.take_recovered(inode, item.verify(key))?;
+    pub(super) fn verify(&self, inode: &Inode, at: &Place, item: &Arc<Item>, key: &impl ItemKeySource) -> FsResult<()> {
+        let verified = item.verify(key);
+        if matches!(verified, Err(TableError::Tampered { .. })) {
+            self.let_go_unverified(inode, item);
+        }
+        self.take_recovered(inode, verified)?;
         self.check_name(inode, at, item)
     }
 
@@ -52,11 +60,14 @@ impl FileSystem {
             return Ok(());
         }
         let stored = at.stored.as_ref().ok_or(FsError::IsDir)?;
-        match item.check_name(stored) {
-            Ok(()) => {
+        match item.check_name(stored).and_then(|()| item.kind()) {
+            Ok(kind) if kind_of_item(kind) == inode.kind => {
+                // So that the header can be told when this name goes, and the journal finds the item under it.
+                item.known_as(at.parent.folder()?, stored);
                 inode.prove(at);
                 Ok(())
             }
+            Ok(_) => Err(self.report(inode, TableError::Tampered { what: "kind" })),
             Err(error @ TableError::Tampered { .. }) => {
                 // It may have gone meanwhile, and the header with it: that is nobody's attack.
                 Self::stat_named(inode, at.parent.folder()?, stored)?;
@@ -150,10 +161,26 @@ impl FileSystem {
         // Where the holes are is told to whoever may read.
         self.check_read(&handle)?;
         refuse_retired(&handle.inode)?;
-        handle.item.seek(what, offset).map_err(|error| self.report(&handle.inode, error))
+        if !self.may_be_mapped(&handle) {
+            return handle.item.seek(what, offset).map_err(|error| self.report(&handle.inode, error));
+        }
+        let size = handle.item.size().filter(|size| offset < *size).ok_or(FsError::NoDevice)?;
+        Ok(if what == Seek::Data { offset } else { size })
     }
 
-    /// fallocate(2): plain, with KEEP_SIZE, and PUNCH_HOLE.
+    /// Whether a shared mapping may hold what it has not written back, of which the kernel tells nobody: any of it may be
+    /// where the item has a hole.
+    fn may_be_mapped(&self, handle: &Arc<Handle>) -> bool {
+        let maps = |one: &Handle| one.reads() && one.writes();
+        let same = |other: &Arc<Handle>| Arc::ptr_eq(&other.inode, &handle.inode);
+        if handle.inode.table().is_ok_and(|table| table.settings().cache == CacheMode::None) {
+            return false;
+        }
+        let others = || handle.inode.open_handles.load(Ordering::SeqCst) > 1;
+        maps(handle) || others() && self.handles.all().iter().any(|other| same(other) && maps(other))
+    }
+
+    /// fallocate(2): plain, PUNCH_HOLE, and ZERO_RANGE, with KEEP_SIZE or without.
     pub(super) fn allocate(&self, fh: u64, offset: u64, length: u64, mode: i32) -> FsResult<()> {
         let handle = self.handles.find(fh)?;
         let key = self.check_write(&handle)?;
@@ -161,8 +188,10 @@ impl FileSystem {
         let item = &handle.item;
         let done = match mode {
             0 => item.allocate(key, offset, length, false),
-            libc::FALLOC_FL_KEEP_SIZE => item.allocate(key, offset, length, true),
+            KEEP_SIZE => item.allocate(key, offset, length, true),
             PUNCH => item.punch_hole(key, offset, length),
+            ZERO => item.zero_range(key, offset, length, false),
+            ZERO_KEEP => item.zero_range(key, offset, length, true),
             _ => return Err(FsError::NotSupported),
         };
         done.map_err(|error| self.report(&handle.inode, error))

@@ -17,11 +17,16 @@ const KEEP_TIME_EVERY: u32 = 60;
 const KEEP_TIME_AT_LEAST_EVERY: u32 = 3600;
 
 impl FileSystem {
-    /// Starts the threads that work until the file system is gone: the one that ticks, and the one that re-encrypts.
+    /// Starts the threads that work until the file system is gone: those that tick, and the one that re-encrypts.
     pub fn start_ticking(self: &Arc<Self>) -> std::io::Result<()> {
         self.start_re_encrypting()?;
         let weak = Arc::downgrade(self);
-        thread::Builder::new().name("kmsfs-tick".to_owned()).spawn(move || tick_on(&weak))?;
+        thread::Builder::new().name("kmsfs-tick".to_owned()).spawn(move || tick_on(&weak, FileSystem::tick))?;
+        // What is due of keys may take long, since a destroyed key's items are counted; nothing else waits for it.
+        let weak = Arc::downgrade(self);
+        thread::Builder::new()
+            .name("kmsfs-due".to_owned())
+            .spawn(move || tick_on(&weak, |fs, _| fs.carry_out_due()))?;
         Ok(())
     }
 
@@ -30,9 +35,6 @@ impl FileSystem {
             && let Err(error) = trail.tick().and_then(|()| trail.sync())
         {
             log::error!("{error}");
-        }
-        for key in self.kms.carry_out_due() {
-            self.revoke_by_itself(key);
         }
         self.revoke_expired();
         self.keep_time(count);
@@ -43,6 +45,12 @@ impl FileSystem {
             && let Err(error) = self.journal.checkpoint()
         {
             log::error!("the journal could not be put in place: {error}");
+        }
+    }
+
+    fn carry_out_due(&self) {
+        for key in self.kms.carry_out_due() {
+            self.revoke_by_itself(key);
         }
     }
 
@@ -65,12 +73,12 @@ fn until_next_second() -> Duration {
     (PERIOD + BEHIND).saturating_sub(Duration::from_nanos(u64::from(since.subsec_nanos())))
 }
 
-fn tick_on(weak: &Weak<FileSystem>) {
+fn tick_on(weak: &Weak<FileSystem>, act: impl Fn(&FileSystem, u32)) {
     let mut count = 0_u32;
     loop {
         thread::sleep(until_next_second());
         count = count.wrapping_add(1);
         let Some(fs) = weak.upgrade().filter(|fs| !fs.ended.load(Ordering::Acquire)) else { return };
-        fs.tick(count);
+        act(&fs, count);
     }
 }

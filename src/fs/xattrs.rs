@@ -12,6 +12,7 @@ use super::inodes::{Body, Inode, ROOT_INO};
 use super::subject::Asker;
 use super::{FileSystem, is_control};
 use crate::store::XattrFlags;
+use crate::table::TableError;
 
 const USER: &[u8] = b"user.";
 /// Attributes of which the daemon says what they are.
@@ -54,12 +55,12 @@ impl FileSystem {
         match &inode.body {
             Body::Folder(folder) => {
                 let key = self.right_to_read(caller, &inode)?;
-                folder.xattr(&key, rest).map_err(|error| self.report(&inode, error))
+                folder.xattr(&key, rest).map_err(|error| self.attribute_error(&inode, error, FsError::NoAttribute))
             }
             Body::Item(_) => {
                 let _using = self.using(&inode);
                 let (key, item) = self.item_to_read(caller, &inode)?;
-                item.xattr(&key, rest).map_err(|error| self.report(&inode, error))
+                item.xattr(&key, rest).map_err(|error| self.attribute_error(&inode, error, FsError::NoAttribute))
             }
             Body::Root => Err(FsError::NotSupported),
         }
@@ -103,11 +104,14 @@ impl FileSystem {
         match &inode.body {
             Body::Folder(folder) => {
                 let key = self.right_to_write(caller, &inode)?;
-                folder.set_xattr(&key, rest, value, flags).map_err(|error| self.report(&inode, error))
+                folder
+                    .set_xattr(&key, rest, value, flags)
+                    .map_err(|error| self.attribute_error(&inode, error, FsError::Range))
             }
             Body::Item(_) => {
                 let (key, item) = self.item_to_write(caller, &inode)?;
-                item.set_xattr(&key, rest, value, flags).map_err(|error| self.report(&inode, error))
+                item.set_xattr(&key, rest, value, flags)
+                    .map_err(|error| self.attribute_error(&inode, error, FsError::Range))
             }
             Body::Root => Err(FsError::NotSupported),
         }
@@ -126,14 +130,21 @@ impl FileSystem {
         match &inode.body {
             Body::Folder(folder) => {
                 let key = self.right_to_write(caller, &inode)?;
-                folder.remove_xattr(&key, rest).map_err(|error| self.report(&inode, error))
+                folder
+                    .remove_xattr(&key, rest)
+                    .map_err(|error| self.attribute_error(&inode, error, FsError::NoAttribute))
             }
             Body::Item(_) => {
                 let (key, item) = self.item_to_write(caller, &inode)?;
-                item.remove_xattr(&key, rest).map_err(|error| self.report(&inode, error))
+                item.remove_xattr(&key, rest).map_err(|error| self.attribute_error(&inode, error, FsError::NoAttribute))
             }
             Body::Root => Err(FsError::NotSupported),
         }
+    }
+
+    /// `too_long`: what is said of a name that is too long once it is sealed.
+    fn attribute_error(&self, inode: &Inode, error: TableError, too_long: FsError) -> FsError {
+        if matches!(error, TableError::NameTooLong) { too_long } else { self.report(inode, error) }
     }
 
     pub(super) fn attribute_names(&self, ino: u64) -> FsResult<Vec<u8>> {

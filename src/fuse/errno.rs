@@ -38,6 +38,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         // and for EXDEV it would copy.
         FsError::Refused => libc::EBADMSG,
         FsError::NoDevice => libc::ENXIO,
+        FsError::Executed => libc::ETXTBSY,
         FsError::Io(error) => of_io(error),
     })
 }

@@ -123,6 +123,12 @@ capability! {
 }
 
 capability! {
+    /// What the daemon itself has to find authentic before it shows it, whoever asks: no decision stands behind it. With
+    /// it a header is verified, and nothing of an item comes out or is sealed.
+    HeaderKey
+}
+
+capability! {
     /// Proof of a decision to Encrypt or to GenerateDataKey: items may be written with it, a partial block's rest
     /// sealed anew included, and no plaintext comes out.
     SealKey

@@ -60,10 +60,15 @@ impl Kms {
             });
             if let Err(error) = done {
                 log::error!("what is due of key {} could not be done: {error}", key.id());
-                self.retry_at.store(observed.saturating_add(RETRY_AFTER), Ordering::Relaxed);
+                // Not where the store has been closed meanwhile.
+                self.retry_at.fetch_max(observed.saturating_add(RETRY_AFTER), Ordering::Relaxed);
             }
         }
         destroyed
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.retry_at.load(Ordering::Relaxed) == i64::MAX
     }
 
     fn destroy_if_due(&self, key: &Arc<Key>) -> Result<bool, KmsError> {
@@ -73,7 +78,7 @@ impl Kms {
         // Counted before the lock is taken. Nobody adds or removes items of a key in this state.
         let radius = self.blast_radius(key);
         let _changing = self.changing();
-        if !self.deletion_is_due(key) {
+        if self.is_closing() || !self.deletion_is_due(key) {
             return Ok(false);
         }
         self.destroy(key, &radius).map(|()| true)
@@ -104,7 +109,9 @@ impl Kms {
         };
         let emptied: Vec<(&Arc<Table>, TableRecord)> = tables
             .iter()
-            .map(|table| (table, TableRecord { table_keys: Vec::new(), ..(*table.record()).clone() }))
+            .map(|table| {
+                (table, TableRecord { table_keys: Vec::new(), re_encryption: None, ..(*table.record()).clone() })
+            })
             .collect();
         let mut contents = vec![(RecordKind::Key, *key.id().as_bytes(), to_json(&record)?)];
         for (table, record) in &emptied {

@@ -1,6 +1,7 @@
 //! The key service as a store's records have it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -69,15 +70,20 @@ impl Kms {
     /// The key service of an existing store, and what in its records does not verify.
     /// Without a trail: for a read-only mount.
     pub fn open(store: Arc<Store>, trail: Option<Arc<Trail>>) -> Result<(Self, Vec<Damaged>), KmsError> {
-        // A record that does not verify says nothing, so that the clock is the host's.
-        let for_tests = store_record(&store).is_ok_and(|record| record.for_tests);
-        let clock = Clock::new(store.clock(), Self::test_clock(for_tests)?);
+        let clock = Clock::new(store.clock(), Self::clock_of(&store)?);
         let kms = Self::empty(store, trail, clock);
         let damaged = kms.load_all();
         for damage in &damaged {
             kms.log_tampering(&format!("record {} of kind {:?}", super::record::hex(&damage.id), damage.kind))?;
         }
         Ok((kms, damaged))
+    }
+
+    /// Refuses a store for use where a test's clock is asked for; else gives the file that moves it, if there is one.
+    /// To be asked before anything is written.
+    pub fn clock_of(store: &Store) -> Result<Option<PathBuf>, KmsError> {
+        // A record that does not verify says nothing, so that the clock is the host's.
+        Self::test_clock(store_record(store).is_ok_and(|record| record.for_tests))
     }
 
     fn empty(store: Arc<Store>, trail: Option<Arc<Trail>>, clock: Clock) -> Self {

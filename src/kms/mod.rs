@@ -41,7 +41,7 @@ use crate::types::{KeyId, Principal, StoreId, TableId};
 
 pub use blast::{BlastRadius, TableRadius};
 pub use command::{StoreCommand, TableCommand};
-pub use data_key::{DataKey, ItemKeySource, ReSealKey, SealKey, TableKeys};
+pub use data_key::{DataKey, HeaderKey, ItemKeySource, ReSealKey, SealKey, TableKeys};
 pub use decide::{ItemAsked, Standing};
 pub use error::KmsError;
 pub use events::TrailLines;
@@ -164,6 +164,9 @@ impl Kms {
     /// Ends the trail and closes the mount epoch in good order; called once, when everything else is in place.
     pub fn close(&self) -> Result<(), KmsError> {
         if let Some(trail) = &self.trail {
+            // Nothing that is due is begun any more, and what is under way is waited for.
+            self.retry_at.store(i64::MAX, std::sync::atomic::Ordering::Relaxed);
+            let _changing = self.changing();
             let head = trail.close()?;
             self.store.note_clock(self.clock.observe());
             self.store.close_clean(head)?;

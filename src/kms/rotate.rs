@@ -68,7 +68,7 @@ impl Kms {
             return Ok(());
         }
         let _changing = self.changing();
-        if !self.rotation_is_due(key) {
+        if self.is_closing() || !self.rotation_is_due(key) {
             return Ok(());
         }
         let mut record = key.now().ok_or(KmsError::Tampered)?.record.clone();
@@ -89,12 +89,11 @@ impl Kms {
 
     fn rotation_is_due(&self, key: &Key) -> bool {
         key.now().filter(|now| now.state() == KeyState::Enabled).is_some_and(|now| {
-            let time = self.now();
-            let room = now.record.material.len() < VERSIONS_MOST;
-            now.record
-                .rotation
-                .as_ref()
-                .is_some_and(|rotation| rotation.last > time || (room && rotation.next() <= time))
+            // The time is asked for those alone that have a calendar.
+            now.record.rotation.as_ref().is_some_and(|rotation| {
+                let (time, room) = (self.now(), now.record.material.len() < VERSIONS_MOST);
+                rotation.last > time || (room && rotation.next() <= time)
+            })
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use super::data_key::TableKeys;
+use super::data_key::{HeaderKey, TableKeys};
 use super::key::Key;
 use super::record::{ReEncryption, Settings, TableRecord};
 use crate::crypto::{Key256, Key512};
@@ -91,6 +91,11 @@ impl Table {
     /// The key that protects it.
     pub fn key(&self) -> &Arc<Key> {
         &self.bound.last().key
+    }
+
+    /// With what headers are verified; none where there are no keys to be had.
+    pub fn header_key(&self) -> Option<HeaderKey> {
+        self.keys.are_there().then(|| HeaderKey::new(Arc::clone(&self.keys)))
     }
 
     /// The key of its names: it needs no decision, since names are listed by Unix rights alone.

@@ -3,10 +3,17 @@
 //! A name that is not UTF-8 is no name here: a policy could not write it.
 
 use std::ffi::CString;
+use std::path::PathBuf;
 
 /// The name of a uid.
 pub fn user_name(uid: u32) -> Option<String> {
     users::get_user_by_uid(uid)?.name().to_str().map(str::to_owned)
+}
+
+/// The home directory of a uid.
+pub fn home_of(uid: u32) -> Option<PathBuf> {
+    use users::os::unix::UserExt;
+    Some(users::get_user_by_uid(uid)?.home_dir().to_owned())
 }
 
 /// The name of a gid.
@@ -50,6 +57,7 @@ mod tests {
         assert_eq!(group_name(0).as_deref(), Some("root"));
         assert_eq!(gid_of("root"), Some(0));
         assert_eq!(groups_of_user("root"), Some(vec![0]));
+        assert!(home_of(0).is_some_and(|home| home.is_absolute()));
     }
 
     #[test]
@@ -58,6 +66,7 @@ mod tests {
             assert_eq!((uid_of(name), gid_of(name), groups_of_user(name)), (None, None, None), "{name:?}");
         }
         assert_eq!(user_name(0xffff_fff0), None);
+        assert_eq!(home_of(0xffff_fff0), None);
         assert_eq!(group_name(0xffff_fff0), None);
     }
 

@@ -124,6 +124,12 @@ pub fn mount_fuse(wanted: &FuseMount<'_>) -> io::Result<(OwnedFd, MountEntry)> {
     entry.map(|entry| (device, entry)).ok_or_else(|| io::Error::other("mounted, and not in the mount table"))
 }
 
+/// Whether there is a /dev/fuse that this user may not open. fusermount3 opens it as the user who runs it.
+pub fn fuse_is_closed() -> bool {
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 fn mount_directly(wanted: &FuseMount<'_>) -> io::Result<OwnedFd> {
     let device: OwnedFd = OpenOptions::new().read(true).write(true).open("/dev/fuse")?.into();
     let mode = std::fs::metadata(wanted.mount_point)?.mode();
@@ -163,12 +169,22 @@ fn mount_by_helper(wanted: &FuseMount<'_>) -> io::Result<OwnedFd> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .spawn()?;
+        .spawn()
+        .map_err(|error| no_helper(&error))?;
     drop(theirs);
     let received = super::receive_descriptor(ours.as_fd());
     drop(ours);
     let output = helper.wait_with_output()?;
     received.map_err(|_| helper_error(&output.stderr))
+}
+
+/// Whether it is this error: a call needed fusermount3, and there is none.
+pub fn is_missing_helper(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound && error.raw_os_error().is_none()
+}
+
+fn no_helper(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("fusermount3: {error}"))
 }
 
 fn helper_error(stderr: &[u8]) -> io::Error {
@@ -204,7 +220,7 @@ pub fn unmount(path: &Path, lazy: bool) -> io::Result<()> {
 fn unmount_by_helper(path: &Path, lazy: bool) -> io::Result<()> {
     let mut helper = Command::new("fusermount3");
     helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(path);
-    let output = helper.stdin(Stdio::null()).stdout(Stdio::null()).output()?;
+    let output = helper.stdin(Stdio::null()).stdout(Stdio::null()).output().map_err(|error| no_helper(&error))?;
     if output.status.success() {
         return Ok(());
     }

@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -213,10 +214,7 @@ impl Folder {
     /// # Errors
     /// `Tampered` for what this table did not write in this folder; ENOENT for a long name without its sidecar.
     pub fn open_name(&self, on_disk: &OsStr) -> Result<Vec<u8>, TableError> {
-        self.table.names.open_name(&self.id, on_disk, |sidecar| {
-            let file = self.dir.open_file(sidecar, false)?;
-            Ok(read_whole(file.as_ref(), SIDECAR_MAX)?)
-        })
+        self.table.names.open_name(&self.id, on_disk, |sidecar| read_sidecar(self.dir.as_ref(), sidecar))
     }
 
     /// Removes the name of an item, whether or not the item verifies. The caller settles an item that keeps other names
@@ -264,11 +262,30 @@ impl Folder {
 
     /// A path, relative to the store, of a backing inode: anywhere in the table. Good only while `Table::paths` is held.
     pub(super) fn find_link(&self, ino: u64) -> io::Result<Option<PathBuf>> {
+        let mut found = None;
+        self.visit_links(ino, &mut |_, path, name| {
+            found = Some(path.join(name));
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+
+    /// What the names of a backing inode, wherever in the table they are, bind it to. While `Table::paths` is held.
+    pub(super) fn find_bindings(&self, ino: u64) -> io::Result<Vec<Binding>> {
+        let mut found = Vec::new();
+        self.visit_links(ino, &mut |dir, _, name| {
+            found.extend(names::binding_of(name, |sidecar| read_sidecar(dir, sidecar)).ok());
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
+    fn visit_links(&self, ino: u64, visit: &mut Visit<'_>) -> io::Result<()> {
         let above = match &*self.place.read().unwrap_or_else(PoisonError::into_inner) {
-            Place::Root(path) => return find_below(self.dir.as_ref(), path, ino),
+            Place::Root(path) => return visit_below(self.dir.as_ref(), path, ino, visit).map(|_| ()),
             Place::Below(parent, _) => Arc::clone(parent),
         };
-        above.find_link(ino)
+        above.visit_links(ino, visit)
     }
 
     /// Whether nothing is in the folder but its own file and what a crash has left.
@@ -429,13 +446,18 @@ fn read_state(table: &Table, dir: &dyn Dir) -> Result<FolderState, TableError> {
     FolderState::parse(&state).map_err(|error| TableError::parsing("folder", error))
 }
 
-/// A path that leads to a backing inode, from the directory `dir` at `path` on.
-fn find_below(dir: &dyn Dir, path: &Path, ino: u64) -> io::Result<Option<PathBuf>> {
+/// Called with the directory of an entry, its path and the entry's name.
+type Visit<'a> = dyn FnMut(&dyn Dir, &Path, &OsStr) -> ControlFlow<()> + 'a;
+
+/// Visits the entries of a backing inode, from the directory `dir` at `path` on.
+fn visit_below(dir: &dyn Dir, path: &Path, ino: u64, visit: &mut Visit<'_>) -> io::Result<ControlFlow<()>> {
     let mut folders = Vec::new();
     for entry in dir.list()? {
         match (names::classify(&entry.name), entry.kind) {
             (OnDisk::Short | OnDisk::Long, FileKind::File) if entry.ino == ino => {
-                return Ok(Some(path.join(&entry.name)));
+                if visit(dir, path, &entry.name).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
             (OnDisk::Short | OnDisk::Long, FileKind::Dir) => folders.push(entry.name),
             (OnDisk::Short | OnDisk::Long | OnDisk::Own | OnDisk::Sidecar, _) => {}
@@ -444,12 +466,17 @@ fn find_below(dir: &dyn Dir, path: &Path, ino: u64) -> io::Result<Option<PathBuf
     for name in folders {
         // One that has gone meanwhile has nothing to be found.
         if let Ok(folder) = dir.open_dir(&name)
-            && let Some(found) = find_below(folder.as_ref(), &path.join(&name), ino)?
+            && visit_below(folder.as_ref(), &path.join(&name), ino, visit)?.is_break()
         {
-            return Ok(Some(found));
+            return Ok(ControlFlow::Break(()));
         }
     }
-    Ok(None)
+    Ok(ControlFlow::Continue(()))
+}
+
+fn read_sidecar(dir: &dyn Dir, sidecar: &OsStr) -> Result<Vec<u8>, TableError> {
+    let file = dir.open_file(sidecar, false)?;
+    Ok(read_whole(file.as_ref(), SIDECAR_MAX)?)
 }
 
 fn is_empty(dir: &dyn Dir) -> Result<bool, TableError> {

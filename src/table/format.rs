@@ -254,6 +254,13 @@ impl Bindings {
         if links.is_empty() { self.clone() } else { Self::collect(&links, leaving).unwrap_or_else(|| self.clone()) }
     }
 
+    /// Of all names those that are among `standing`, and the one that a rename is about to give.
+    pub(super) fn only(&self, standing: &[Binding]) -> Self {
+        let stands = |one: &&Binding| standing.contains(one) || self.is_new(one);
+        let links: Vec<Binding> = self.all().iter().filter(stands).copied().collect();
+        Self::collect(&links, None).unwrap_or_else(|| self.clone())
+    }
+
     /// Bound to both names while `from` becomes `to`.
     pub(super) fn renaming(&self, from: &Binding, to: Binding) -> Option<Self> {
         let mut links: Vec<Binding> = self.links().iter().filter(|one| *one != from && **one != to).copied().collect();

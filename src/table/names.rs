@@ -133,15 +133,7 @@ impl Names {
         sidecar: impl FnOnce(&OsStr) -> Result<Vec<u8>, TableError>,
     ) -> Result<Vec<u8>, TableError> {
         let damaged = TableError::Tampered { what: "name" };
-        let bytes = on_disk_name.as_bytes();
-        let sealed = match bytes.strip_prefix(LONG_PREFIX) {
-            Some(hash) => sidecar(OsStr::from_bytes(&[SIDECAR_PREFIX, hash].concat()))?,
-            None => decode(bytes).ok_or(damaged)?,
-        };
-        let damaged = TableError::Tampered { what: "name" };
-        if on_disk(&sealed) != on_disk_name {
-            return Err(damaged);
-        }
+        let sealed = sealed_of(on_disk_name, sidecar)?;
         let name = self.cipher.open(name_aad(folder).as_bytes(), &sealed).map_err(|_| damaged)?;
         check_name(&name).map_err(|_| TableError::Tampered { what: "name" })?;
         Ok(name)
@@ -210,6 +202,30 @@ fn check_name(name: &[u8]) -> Result<(), TableError> {
         return Err(TableError::BadName);
     }
     Ok(())
+}
+
+/// The sealed name that an entry stands for.
+fn sealed_of(
+    on_disk_name: &OsStr,
+    sidecar: impl FnOnce(&OsStr) -> Result<Vec<u8>, TableError>,
+) -> Result<Vec<u8>, TableError> {
+    let damaged = || TableError::Tampered { what: "name" };
+    let bytes = on_disk_name.as_bytes();
+    let sealed = match bytes.strip_prefix(LONG_PREFIX) {
+        Some(hash) => sidecar(OsStr::from_bytes(&[SIDECAR_PREFIX, hash].concat()))?,
+        None => decode(bytes).ok_or_else(damaged)?,
+    };
+    if on_disk(&sealed) == on_disk_name { Ok(sealed) } else { Err(damaged()) }
+}
+
+/// What an item is bound to under the name of an entry, in whatever folder. Nothing is verified: an item whose header
+/// says so is bound to it.
+pub(super) fn binding_of(
+    on_disk_name: &OsStr,
+    sidecar: impl FnOnce(&OsStr) -> Result<Vec<u8>, TableError>,
+) -> Result<Binding, TableError> {
+    let sealed = sealed_of(on_disk_name, sidecar)?;
+    sealed.first_chunk().copied().ok_or(TableError::Tampered { what: "name" })
 }
 
 fn on_disk(sealed: &[u8]) -> OsString {

@@ -72,31 +72,41 @@ impl Drop for Bench {
     }
 }
 
+/// What command lines are made of.
+const WORDS: &[&[u8]] = &[
+    b"key: ",
+    b"create-key ",
+    b"create-table ",
+    b"add-user ",
+    b"remove-user ",
+    b"rebind",
+    b"describe ",
+    b"admin=",
+    b"user=root ",
+    b"encryption=owned ",
+    b"encryption=customer ",
+    b"key=k ",
+    b"description=",
+    b"uid:1 ",
+    b"enable",
+    b"disable",
+    b"rotate",
+    b"auto-rotate ",
+    b"schedule-deletion ",
+    b"cancel-deletion",
+    b"confirm-elapsed ",
+    b"reset-clock",
+    b"group:root ",
+    b"\n",
+    b"\xc2\x85",
+    b"..",
+    b"/",
+];
+
 /// Input: a line for the store's `ctl`, or behind `key: ` for that of a key.
 #[test]
 fn command_lines() {
-    let words: &[&[u8]] = &[
-        b"key: ",
-        b"create-key ",
-        b"create-table ",
-        b"add-user ",
-        b"remove-user ",
-        b"rebind",
-        b"describe ",
-        b"admin=",
-        b"user=root ",
-        b"encryption=owned ",
-        b"encryption=customer ",
-        b"key=k ",
-        b"description=",
-        b"uid:1 ",
-        b"group:root ",
-        b"\n",
-        b"\xc2\x85",
-        b"..",
-        b"/",
-    ];
-    let target = Target { name: "ctl", longest: 17_000, words, json: false };
+    let target = Target { name: "ctl", longest: 17_000, words: WORDS, json: false };
     let valid = || {
         [
             ("valid-key", "create-key a admin=root user=uid:7 description=for the shop"),
@@ -106,6 +116,15 @@ fn command_lines() {
             ("valid-remove", "key: remove-user root"),
             ("valid-rebind", "key: rebind\n"),
             ("valid-describe", "key: describe a few words"),
+            ("valid-auto-rotate", "key: auto-rotate 90"),
+            ("valid-blast-radius", "key: blast-radius"),
+            ("valid-clock", "reset-clock"),
+            ("valid-rotate", "key: rotate"),
+            // The corpus is taken in the order of its names.
+            ("valid-z1-disable", "key: disable"),
+            ("valid-z2-deletion", "key: schedule-deletion 7 k"),
+            ("valid-z3-cancel", "key: cancel-deletion"),
+            ("valid-z4-enable", "key: enable"),
         ]
         .map(|(name, line)| (name, line.as_bytes().to_vec()))
         .into()

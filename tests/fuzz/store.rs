@@ -221,7 +221,11 @@ fn entries_of_a_catalog() {
         let mut with_deletion = change(5, false);
         with_deletion["changes"] = json!([deleted]);
         let entries = json!([snapshot(&[]), change(4, false), with_deletion, change(9, true)]);
-        vec![("valid-history", entries.to_string().into_bytes())]
+        let mut with_clock = change(9, true);
+        with_clock["clock"] =
+            json!({"floor": 4, "high": 5, "observed": 6, "skipped": 7, "wall": 8, "boot": "b", "since_boot": 9});
+        let clocked = json!([snapshot(&[]), with_clock, change(9, true)]);
+        vec![("valid-history", entries.to_string().into_bytes()), ("valid-clock", clocked.to_string().into_bytes())]
     };
     run(&target, valid, |input| {
         let parsed: Result<Vec<&serde_json::value::RawValue>, _> = serde_json::from_slice(input);
@@ -279,6 +283,16 @@ fn files_of_records() {
     });
 }
 
+fn receipt() -> Value {
+    json!({
+        "StoreId": STORE, "KeyId": KEY, "Name": "orders", "ScheduledDate": 1_700_000_000, "PendingDeletionWindowInDays": 7,
+        "OrderedByUid": 61_001, "OrderedByName": "alice", "Reason": "why not", "DestroyedDate": 1_700_700_000,
+        "KeyMaterialVersions": [1], "Items": 3, "BytesInStore": 1800, "Grants": 0,
+        "Tables": [{"TableId": TABLE, "Name": "orders", "TableKeyVersions": [1], "Items": 3, "BytesInStore": 1800}],
+        "MoreTables": 0, "CountedAll": true
+    })
+}
+
 #[test]
 fn documents_of_keys() {
     let disk = Disk::new();
@@ -294,9 +308,21 @@ fn documents_of_keys() {
         destroyed["state"] = "Destroyed".into();
         destroyed["material"] = json!([]);
         let plain = key_record(KEY, "orders", "customer", &managed_policy());
-        [("valid-plain", plain), ("valid-full", full), ("valid-destroyed", destroyed)]
-            .map(|(name, value)| (name, value.to_string().into_bytes()))
-            .into()
+        let mut waiting = full.clone();
+        waiting["deletion"] = json!({"requested": 1_700_000_000, "days": 7, "by": 61_001, "by_name": "alice",
+            "reason": "why not", "observed": 5, "skipped": 6, "confirmed": 7});
+        waiting["material"][0]["rotation"] = "AUTOMATIC".into();
+        let mut with_receipt = destroyed.clone();
+        with_receipt["deletion"] = waiting["deletion"].clone();
+        with_receipt["receipt"] = receipt();
+        let documents = [
+            ("valid-plain", plain),
+            ("valid-full", full),
+            ("valid-destroyed", destroyed),
+            ("valid-waiting", waiting),
+            ("valid-receipt", with_receipt),
+        ];
+        documents.map(|(name, value)| (name, value.to_string().into_bytes())).into()
     };
     run(&target, valid, |input| {
         disk.replace_record(RecordKind::Key, KEY.as_bytes(), &sealing::record(RecordKind::Key, KEY.as_bytes(), input));
@@ -323,7 +349,14 @@ fn documents_of_tables() {
 fn documents_of_store_policies() {
     let disk = Disk::new();
     let target = Target { name: "store-record", longest: 34_000, words: &[b"\"", b"{", b"}", b"1"], json: true };
-    let valid = || vec![("valid-default", store_record().to_string().into_bytes())];
+    let valid = || {
+        let mut for_tests = store_record();
+        for_tests["for_tests"] = true.into();
+        vec![
+            ("valid-default", store_record().to_string().into_bytes()),
+            ("valid-for-tests", for_tests.to_string().into_bytes()),
+        ]
+    };
     run(&target, valid, |input| {
         disk.replace_record(
             RecordKind::StorePolicy,

@@ -6,6 +6,7 @@
 # Needs bats, and run through tests/shell/namespace.sh: attr, xxd, util-linux.
 
 load common
+load attacks
 
 # Bytes of plaintext, and of the backing file that format.md, section 6.4 gives them.
 readonly SMALL=1000 SMALL_FILE=1544 # inline
@@ -72,106 +73,6 @@ teardown() {
     ! grep -q 'panicked at' "$LOG" 2>/dev/null || panics=1
     common_teardown && return "$panics"
 }
-
-# The store, its anchor and its key file as they were before any attack.
-pristine() {
-    local from=$BATS_FILE_TMPDIR/pristine
-    rm -rf "$STORE" "$KMSFS_ANCHOR"
-    cp -a "$from/store" "$STORE"
-    cp -a "$from/anchor" "$KMSFS_ANCHOR"
-    cp -a "$from/key" "$KEYFILE"
-    SUMS=$from/sums
-}
-
-# The backing file of a length; fails unless there is exactly one.
-backing() {
-    local found
-    mapfile -t found < <(find "$TABLES" -type f -size "$1c")
-    [ "${#found[@]}" -eq 1 ] || { echo "files of $1 bytes: ${#found[@]}" >&2; return 1; }
-    printf '%s\n' "${found[0]}"
-}
-
-# The folder in the store that holds the most files of a length.
-folder_of() {
-    find "$TABLES" -type f -size "$1c" -printf '%h\n' | sort | uniq -c | sort -rn | awk 'NR == 1 { print $2 }'
-}
-
-# Flips one bit: file, offset, bit.
-flip() {
-    local byte
-    byte=$(od -An -tu1 -j "$2" -N 1 "$1")
-    printf "\\x$(printf %02x $((byte ^ 1 << ${3:-0})))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
-}
-
-# Copies bytes: from, offset, to, offset, count.
-transplant() {
-    dd if="$1" bs=1 skip="$2" count="$5" status=none | dd of="$3" bs=1 seek="$4" conv=notrunc status=none
-}
-
-# Exchanges a range of bytes between two places: file, offset, file, offset, count.
-exchange() {
-    local save="$T/exchanged"
-    dd if="$1" bs=1 skip="$2" count="$5" of="$save" status=none
-    transplant "$3" "$4" "$1" "$2" "$5"
-    transplant "$save" 0 "$3" "$4" "$5"
-}
-
-exchange_files() { mv "$1" "$1.x" && mv "$2" "$1" && mv "$1.x" "$2"; }
-
-# What reading a path gives alice: `ok`, or the words of its errno.
-outcome() {
-    local text
-    if text=$(LC_ALL=C as alice timeout 20 cat "$MNT/$1" 2>&1 >/dev/null); then
-        echo ok
-    else
-        echo "${text##*: }"
-    fi
-}
-
-# What reading each of many paths gives alice, in one process: a line each, errno words or `ok`.
-outcomes() { # PATH...
-    cd "$MNT" || return
-    local path text
-    for path in "$@"; do
-        if text=$(LC_ALL=C cat "$path" 2>&1 >/dev/null); then echo ok; else echo "${text##*: }"; fi
-    done
-}
-
-# Reading each fails because the store was tampered with, and in no other way.
-assert_noticed() { # PATH...
-    local result
-    as alice outcomes "$@" >"$T/outcomes"
-    equal "$(wc -l <"$T/outcomes")" $#
-    if grep -nvxE "$EBADMSG|$EUCLEAN" "$T/outcomes"; then
-        echo "not noticed among: ${*:1:3} ..."
-        return 1
-    fi
-}
-
-# The daemon lives and serves what was not touched, unchanged.
-assert_rest_served() { # [PATH]...
-    local path
-    for path in "${@:-others/well}"; do
-        (cd "$MNT" && grep -F "  ./$path" "$SUMS" | as alice sha256sum --check --quiet) || return 1
-    done
-}
-
-# The trail, read after the mount, has an event of this name.
-assert_event() { # [NAME]
-    umount_store
-    kmsfs --at "$STORE" audit show --key-file "$KEYFILE" --event "${1:-TamperingFound}" >"$T/events"
-    [[ -s $T/events ]] || { echo "no ${1:-TamperingFound} in the trail"; return 1; }
-}
-
-# Backing files of a length into the array FOUND, whose number must be as given.
-find_backing() { # LENGTH COUNT
-    mapfile -t FOUND < <(find "$TABLES" -type f -size "$1c" | sort)
-    equal "${#FOUND[@]}" "$2"
-}
-
-names() { ls "$MNT/$1"; }
-
-verify_offline() { kmsfs --at "$STORE" audit verify --key-file "$KEYFILE"; }
 
 @test "nothing is wrong with the store that is attacked" {
     mount_store
@@ -481,22 +382,9 @@ verify_offline() { kmsfs --at "$STORE" audit verify --key-file "$KEYFILE"; }
     done
 }
 
-# Makes bob a user of the orders key, keeps the store as it is then, and takes him out again.
-with_older_store() {
-    mount_store
-    kmsfs key add-user orders bob
-    as bob cat "$MNT/orders/small" >"$T/read"
-    umount_store
-    cp -a "$STORE" "$T/older"
-    mount_store
-    kmsfs key remove-user orders bob
-    fails_with "$EACCES" as bob cat "$MNT/orders/small"
-    umount_store
-}
-
 @test "one older record is put back, under its own name and under that of the new one" {
     local old new
-    with_older_store
+    with_older_store orders/small
     old=$(comm -23 <(ls "$T/older/records") <(ls "$STORE/records"))
     new=$(comm -13 <(ls "$T/older/records") <(ls "$STORE/records"))
     equal "$(wc -w <<<"$old $new")" 2
@@ -516,7 +404,7 @@ with_older_store() {
 }
 
 @test "the whole store is put back: the host's anchor refuses, until the older one is accepted" {
-    with_older_store
+    with_older_store orders/small
     rm -rf "$STORE"
     cp -a "$T/older" "$STORE"
     fails_with anchor mount_store
@@ -528,7 +416,7 @@ with_older_store() {
 }
 
 @test "the whole store is put back, to a host that never saw it: not noticed, as docs/threat-model.md says" {
-    with_older_store
+    with_older_store orders/small
     rm -rf "$STORE" "$KMSFS_ANCHOR"
     cp -a "$T/older" "$STORE"
     mkdir -m 700 "$KMSFS_ANCHOR"

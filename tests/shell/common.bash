@@ -37,6 +37,13 @@ setup() {
     mount_store
 }
 
+# Puts a program that tests/run.sh installs where every user may run it.
+install_tool() { # NAME
+    local tool=$ROOT/target/tools/bin/$1
+    [[ -x $tool ]] || { echo "no $tool: tests/run.sh installs it"; return 1; }
+    install -m 755 "$tool" "$KMSFS_TEST_DIR/bin/"
+}
+
 # Names for a test's own store, without making one.
 new_paths() {
     T=$(mktemp -d "$KMSFS_TEST_DIR/t.XXXXXX")
@@ -51,11 +58,13 @@ new_paths() {
     (umask 077 && head -c 64 /dev/urandom >"$KEYFILE")
 }
 
-# Unmounts as soon as those who held it open are gone; they have just been told to go.
+# Unmounts as soon as those who held it open are gone; they have just been told to go. After a failed test this runs in a
+# trap, where a return without a number would give the status from before.
 umount_when_idle() {
     local try
     for ((try = 0; try < 50; try++)); do
-        bounded 30 umount "$MNT" 2>/dev/null && return
+        # With its status: after a failed test bats calls this in a trap, where a bare `return` gives the failure's.
+        bounded 30 umount "$MNT" 2>/dev/null && return 0
         sleep 0.1
     done
     return 1

@@ -183,13 +183,3 @@ setup() {
     rm -rf "${MNT:?}"/* 2>/dev/null || true
     jq -e .Statement "$MNT/.kms/keys/a/policy.json" >/dev/null
 }
-
-@test "git works on it" {
-    command -v git >/dev/null || skip "no git here"
-    as alice bash -e -c '
-        cd "$1"; git init -q repo; cd repo
-        git config user.email alice@example.org; git config user.name alice
-        for i in 1 2 3; do echo "$i" >"file $i"; git add .; git commit -qm "commit $i"; done
-        git gc -q; git fsck --strict 2>&1; git status --porcelain' g "$A" >"$T/git"
-    equal "$(grep -v '^\(Checking\|notice\)' "$T/git" || true)" ''
-}

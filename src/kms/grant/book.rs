@@ -120,7 +120,8 @@ impl Grants {
         self.by_group.load(Ordering::Acquire) > 0
     }
 
-    pub(super) fn expire(&self) -> bool {
+    /// Whether any of them ends by itself.
+    pub(in crate::kms) fn expire(&self) -> bool {
         self.expiring.load(Ordering::Acquire) > 0
     }
 

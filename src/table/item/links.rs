@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::super::format::Bindings;
+use super::super::format::{Bindings, LINK_MAX};
 use super::super::names::StoredName;
 use super::super::{Binding, Folder, TableError};
 use super::{Item, Open};
@@ -21,13 +21,17 @@ impl Item {
         to: (&Arc<Folder>, &StoredName),
     ) -> Result<(), TableError> {
         self.verify(keys)?;
-        let bound_before = {
-            let mut inner = self.exclusive()?;
-            let bindings = known(inner.opened()?)?;
-            let linked = bindings.with_link(to.1.binding()).ok_or(TableError::TooManyLinks)?;
-            let way = self.way_of_header();
-            self.apply_header(&mut inner, |state| state.bindings = linked, way)?;
-            bindings.contains(&to.1.binding())
+        let _linking = self.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound_before = match self.bind_link(to.1, None) {
+            Err(TableError::TooManyLinks) => {
+                let _paths = self.table.paths.read().unwrap_or_else(PoisonError::into_inner);
+                // So that `find_name`, which would wait for `paths` again, has nothing to do.
+                let _names = self.names();
+                let standing = self.standing()?;
+                self.find_path()?;
+                self.bind_link(to.1, Some(&standing))?
+            }
+            bound => bound?,
         };
         if self.file.is_durable_at_all() {
             self.table.journal.sync()?;
@@ -54,14 +58,43 @@ impl Item {
         Ok(())
     }
 
-    /// One of several names is gone: the header is no longer bound to it. That it stays bound, where this fails or where
-    /// the item was not known by this name, harms nobody: the name leads nowhere.
-    pub fn unlinked(&self, binding: &Binding) {
-        let folder = self.names().iter().find(|(_, name)| name.binding() == *binding).map(|(f, _)| Arc::clone(f));
-        let Some(folder) = folder else { return };
+    /// Binds the header to one more name; true: it was already. With `standing`, it is no longer bound to any other name
+    /// than these: where `unlinked` could not tell it that one has gone.
+    fn bind_link(&self, name: &StoredName, standing: Option<&[Binding]>) -> Result<bool, TableError> {
+        let mut inner = self.exclusive()?;
+        let open = inner.opened()?;
+        let bindings = match standing {
+            Some(standing) => open.state.bindings.only(standing),
+            None => known(open)?,
+        };
+        let linked = bindings.with_link(name.binding()).ok_or(TableError::TooManyLinks)?;
+        let way = self.way_of_header();
+        self.apply_header(&mut inner, |state| state.bindings = linked, way)?;
+        Ok(bindings.contains(&name.binding()))
+    }
+
+    /// What the names that there are bind the item to; the whole table is looked through. While `Table::paths` is held, so
+    /// that no name moves meanwhile.
+    ///
+    /// # Errors
+    /// `TooManyLinks` where there is no room, or where not all were found: one that was overlooked must stay bound.
+    fn standing(&self) -> Result<Vec<Binding>, TableError> {
+        let stat = self.backing().stat()?;
+        if usize::try_from(stat.nlink).is_ok_and(|links| links >= LINK_MAX) {
+            return Err(TableError::TooManyLinks);
+        }
+        let found = self.home.find_bindings(stat.ino)?;
+        // A name that is gone may come back in a power cut until now, and would lead to a header that does not know it.
+        self.home.dir().syncfs()?;
+        if found.len() as u64 == u64::from(stat.nlink) { Ok(found) } else { Err(TableError::TooManyLinks) }
+    }
+
+    /// One of several names is gone: the header is no longer bound to it. Where this fails it stays bound, which costs a
+    /// place among LINK_MAX and no more: the name leads nowhere.
+    pub fn unlinked(&self, folder: &Folder, name: &StoredName) {
         // The name may come back in a power cut, and must not lead to a header that does not know it.
         self.table.journal.note_names(folder.dir());
-        self.lost_name(binding);
+        self.lost_name(&name.binding());
     }
 
     /// The same after a change of names of which the journal knows.
@@ -116,8 +149,13 @@ impl Item {
             return Ok(());
         }
         let _paths = self.table.paths.read().unwrap_or_else(PoisonError::into_inner);
+        self.find_path()
+    }
+
+    fn find_path(&self) -> Result<(), TableError> {
         let stat = self.backing().stat()?;
-        if stat.nlink > 0
+        if self.file.is_pathless()
+            && stat.nlink > 0
             && let Some(path) = self.home.find_link(stat.ino)?
         {
             self.file.set_path(path);

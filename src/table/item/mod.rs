@@ -52,6 +52,8 @@ pub struct Item {
     home: Arc<Folder>,
     /// The names by which it is known in this mount. It may have others, known to the store alone.
     names: Mutex<Vec<(Arc<Folder>, StoredName)>>,
+    /// Held while it gets one more name: between the header that is bound to it and the entry.
+    linking: Mutex<()>,
     inner: RwLock<Inner>,
 }
 
@@ -141,15 +143,32 @@ impl Item {
             // chown(2) clears set-id bits, and a umask may have.
             backing.chmod(mode)?;
         }
-        let (table, id) = (Arc::clone(folder.table()), open.head.item);
+        let (table, id) = (folder.table(), open.head.item);
         let path = folder.path_of(name.on_disk());
         let file = JournaledFile::open(&table.journal, Arc::clone(backing), id, path, 0)?;
         let header = page.get(..HEADER_LEN).unwrap_or_default();
         file.commit(&[crate::store::Op::Write { offset: 0, bytes: header }])?;
-        let inner =
-            RwLock::new(Inner { page, page_len: HEADER_LEN, touched: None, open: Some(open), owed: Vec::new() });
-        let names = Mutex::new(vec![(Arc::clone(folder), name.clone())]);
-        Ok(Arc::new(Self { table, id, file, opened_as: name.binding(), home: Arc::clone(folder), names, inner }))
+        let inner = Inner { page, page_len: HEADER_LEN, touched: None, open: Some(open), owed: Vec::new() };
+        Ok(Self::assemble(folder, name, id, file, inner))
+    }
+
+    fn assemble(
+        folder: &Arc<Folder>,
+        name: &StoredName,
+        id: ItemId,
+        file: Arc<JournaledFile>,
+        inner: Inner,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            table: Arc::clone(folder.table()),
+            id,
+            file,
+            opened_as: name.binding(),
+            home: Arc::clone(folder),
+            names: Mutex::new(vec![(Arc::clone(folder), name.clone())]),
+            linking: Mutex::default(),
+            inner: RwLock::new(inner),
+        })
     }
 
     /// Opens the item of this name. Nothing is trusted yet: `verify` comes first, by itself or with the first read or
@@ -169,18 +188,8 @@ impl Item {
         let file = JournaledFile::open(&table.journal, backing, id, path, u64::MAX)?;
         // What is pending in the journal counts; the first look was only for the id.
         let page_len = if file.is_pending() { read_pending(&file, &mut page)? } else { length };
-        let inner = RwLock::new(Inner { page, page_len, touched: None, open: None, owed: Vec::new() });
-        let names = Mutex::new(vec![(Arc::clone(folder), name.clone())]);
-        Ok(Arc::new(Self {
-            table: Arc::clone(table),
-            id,
-            file,
-            opened_as: name.binding(),
-            home: Arc::clone(folder),
-
-            names,
-            inner,
-        }))
+        let inner = Inner { page, page_len, touched: None, open: None, owed: Vec::new() };
+        Ok(Self::assemble(folder, name, id, file, inner))
     }
 
     /// The kind that the header of a backing file tells, before anything has been authenticated: for stat, where the

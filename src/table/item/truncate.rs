@@ -162,6 +162,18 @@ impl Item {
         self.punch_blocks(first, last)
     }
 
+    /// Makes a range of the item zeros that have their space (fallocate(2), FALLOC_FL_ZERO_RANGE); the size grows to its
+    /// end unless `keep_size`.
+    ///
+    /// # Errors
+    /// ENOSPC where there is no space, before anything has changed.
+    pub fn zero_range(&self, keys: &SealKey, offset: u64, length: u64, keep_size: bool) -> Result<(), TableError> {
+        self.allocate(keys, offset, length, keep_size)?;
+        self.punch_hole(keys, offset, length)?;
+        // The hole has given the space of whole blocks back.
+        self.allocate(keys, offset, length, true)
+    }
+
     fn punch_blocks(&self, first: u64, last: u64) -> Result<(), TableError> {
         let mut inner = self.exclusive()?;
         let last = last.min(inner.opened()?.state.extent);
@@ -171,7 +183,9 @@ impl Item {
             self.punch_group(&mut inner, index, end)?;
             index = end;
         }
-        // The space goes only when no crash can bring the old entries back.
+        // The space goes only when no crash can bring the old entries back, and nothing that waits in the journal would
+        // take it again.
+        self.file.settle()?;
         self.file.sync()?;
         let mut index = first;
         while index < last {

@@ -165,9 +165,84 @@ fn an_item_has_nine_names_and_loses_them_one_by_one() {
         assert_eq!(mount.read_name(&format!("name{number}")).unwrap(), b"shared");
         item.settle().unwrap();
         mount.root.unlink(&name).unwrap();
-        item.unlinked(&name.binding());
+        item.unlinked(&mount.root, &name);
     }
     assert!(names_of(&mount.root).is_empty());
+}
+
+/// Names of an earlier mount are not known to an item that is opened by another one.
+#[test]
+fn a_name_that_goes_makes_room_for_another_whoever_gave_it() {
+    let (_scratch, root) = store();
+    let mount = Mount::create(&root);
+    let names: Vec<_> = (1..=9).map(|number| mount.name(&format!("name{number}"))).collect();
+    let item = mount.make("name1", b"shared");
+    for name in &names[1..] {
+        item.link(&mount.seal, (&mount.root, &names[0]), (&mount.root, name)).unwrap();
+    }
+    drop((item, mount));
+    let mount = Mount::open(&root, 2, &[]);
+    let item = mount.item("name1").unwrap();
+    item.verify(&mount.seal).unwrap();
+    for round in 0..20 {
+        let new = mount.name(&format!("new{round}"));
+        let gone = if round < 8 { names[1 + round].clone() } else { mount.name(&format!("new{}", round - 8)) };
+        item.settle().unwrap();
+        mount.root.unlink(&gone).unwrap();
+        item.unlinked(&mount.root, &gone);
+        item.link(&mount.seal, (&mount.root, &names[0]), (&mount.root, &new)).unwrap();
+        assert_eq!(mount.read_name(&format!("new{round}")).unwrap(), b"shared");
+    }
+}
+
+#[test]
+fn names_of_which_the_header_could_not_be_told_that_they_are_gone_leave_room_for_others() {
+    let (_scratch, root) = store();
+    let mount = Mount::create(&root);
+    let folder = mount.root.create_folder(&mount.name("folder"), 0o700, None).unwrap();
+    let first = mount.name("first");
+    mount.make("first", b"shared").sync().unwrap();
+    let long = "n".repeat(200);
+    for round in 0..20 {
+        let item = mount.item("first").unwrap();
+        let name = folder.seal_name(format!("{long}{round}").as_bytes()).unwrap();
+        item.link(&mount.seal, (&mount.root, &first), (&folder, &name)).unwrap();
+        assert_eq!(mount.read(&Item::open(&folder, &name).unwrap()).unwrap(), b"shared");
+        // As when it goes while nobody has the item open.
+        if round >= 2 {
+            folder.unlink(&name).unwrap();
+        }
+    }
+    for round in 0..2 {
+        let kept = folder.seal_name(format!("{long}{round}").as_bytes()).unwrap();
+        assert_eq!(mount.read(&Item::open(&folder, &kept).unwrap()).unwrap(), b"shared");
+    }
+    assert_eq!(mount.read_name("first").unwrap(), b"shared");
+}
+
+/// Somebody who can write the store makes the count of names wrong: then none is given up.
+#[test]
+fn no_name_is_given_up_while_one_may_have_been_overlooked() {
+    let (scratch, root) = store();
+    let mount = Mount::create(&root);
+    let first = mount.name("name1");
+    mount.make("name1", b"shared").sync().unwrap();
+    for number in 2..=9 {
+        let name = mount.name(&format!("name{number}"));
+        mount.item("name1").unwrap().link(&mount.seal, (&mount.root, &first), (&mount.root, &name)).unwrap();
+    }
+    mount.root.unlink(&mount.name("name2")).unwrap();
+    mount.root.unlink(&mount.name("name3")).unwrap();
+    let elsewhere = scratch.path().join("elsewhere");
+    std::fs::hard_link(mount.backing(scratch.path(), "name1"), &elsewhere).unwrap();
+    let tenth = mount.name("name10");
+    let link = || mount.item("name1").unwrap().link(&mount.seal, (&mount.root, &first), (&mount.root, &tenth));
+    assert!(matches!(link(), Err(TableError::TooManyLinks)));
+    std::fs::remove_file(elsewhere).unwrap();
+    link().unwrap();
+    for number in [1, 4, 5, 6, 7, 8, 9, 10] {
+        assert_eq!(mount.read_name(&format!("name{number}")).unwrap(), b"shared", "name{number}");
+    }
 }
 
 #[test]
@@ -446,9 +521,12 @@ fn punched_ranges_read_as_zeros_and_give_their_space_back() {
     let item = mount.make("item", &model);
     item.sync().unwrap();
     let before = item.backing().stat().unwrap().blocks;
+    // Over what a flush has promised: it waits in the journal.
+    item.write(&mount.seal, &pattern(200_000, 9), 50_000).unwrap();
     item.punch_hole(&mount.seal, 5000, 500_000).unwrap();
     model[5000..505_000].fill(0);
     assert_eq!(mount.read(&item).unwrap(), model);
+    mount.journal.checkpoint().unwrap();
     assert!(item.backing().stat().unwrap().blocks * 512 + 480_000 < before * 512);
     item.punch_hole(&mount.seal, 599_000, 1 << 40).unwrap();
     model[599_000..].fill(0);

@@ -161,7 +161,7 @@ fn an_item_is_found_by_another_name_when_one_goes() {
     for (gone, at) in [(0, 10), (2, 5000)] {
         item.settle().unwrap();
         root.unlink(&names[gone]).unwrap();
-        item.unlinked(&names[gone].binding());
+        item.unlinked(root, &names[gone]);
         item.forget_name();
         item.write(&run.mount.seal, b"after", at).unwrap();
         expected[usize::try_from(at).unwrap()..][..5].copy_from_slice(b"after");
@@ -191,7 +191,7 @@ fn a_name_that_comes_back_leads_to_its_item() {
     root.sync().unwrap();
     item.settle().unwrap();
     root.unlink(&names[1]).unwrap();
-    item.unlinked(&names[1].binding());
+    item.unlinked(root, &names[1]);
     // Whoever flushes the journal, it holds the header.
     other.write(&run.mount.seal, b"last", 0).unwrap();
     other.sync().unwrap();
@@ -219,7 +219,7 @@ fn an_item_is_looked_for_when_no_other_name_is_known() {
     item.verify(&run.mount.seal).unwrap();
     item.settle().unwrap();
     run.mount.root.unlink(&first).unwrap();
-    item.unlinked(&first.binding());
+    item.unlinked(&run.mount.root, &first);
     item.write(&run.mount.seal, b"after", 5000).unwrap();
     let mut expected = pattern(9000, 1);
     expected[5000..5005].copy_from_slice(b"after");
@@ -235,7 +235,7 @@ fn an_item_is_looked_for_when_no_other_name_is_known() {
     let folder = run.mount.root.open_folder(&run.mount.name("folder")).unwrap();
     item.settle().unwrap();
     folder.unlink(&second).unwrap();
-    item.unlinked(&second.binding());
+    item.unlinked(&folder, &second);
     item.write(&run.mount.seal, b"alone", 0).unwrap();
     expected[..5].copy_from_slice(b"alone");
     assert!(run.mount.read(&item).unwrap() == expected);
@@ -298,5 +298,35 @@ fn a_failed_write_leaves_a_new_item_whole() {
         assert!(mount.read_name("item").unwrap() == pattern(length, 1), "{length}, {lasting}");
         item.write(&run.mount.seal, &pattern(more, 3), 0).unwrap();
         assert!(run.mount.read(&item).unwrap() == pattern(more, 3));
+    }
+}
+
+/// The same where the header could not be told, and has given the name up to make room for another.
+#[test]
+fn a_name_that_comes_back_after_its_room_was_given_away_leads_to_its_item() {
+    let run = recorded();
+    let root = &run.mount.root;
+    let names: Vec<StoredName> = (0..10).map(|number| run.mount.name(&format!("name{number}"))).collect();
+    let item = run.mount.make("name0", b"text");
+    for name in &names[1..9] {
+        item.link(&run.mount.seal, (root, &names[0]), (root, name)).unwrap();
+    }
+    item.sync().unwrap();
+    root.sync().unwrap();
+    drop(item);
+    root.unlink(&names[8]).unwrap();
+    let item = run.mount.item("name0").unwrap();
+    item.link(&run.mount.seal, (root, &names[0]), (root, &names[9])).unwrap();
+    item.sync().unwrap();
+    for all_names in [false, true] {
+        let (_scratch, mount) = run.cut(all_names);
+        for number in [0, 5, 8, 9] {
+            match mount.read_name(&format!("name{number}")) {
+                Ok(content) => assert_eq!(content, b"text"),
+                Err(TableError::Io(error)) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+                Err(error) => panic!("name{number}, {all_names}: {error}"),
+            }
+        }
+        assert_eq!(mount.read_name("name5").unwrap(), b"text");
     }
 }

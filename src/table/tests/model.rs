@@ -140,7 +140,7 @@ impl Run {
                 self.item.settle()?;
                 self.mount.root.unlink(&gone)?;
                 self.names.remove(0);
-                self.item.unlinked(&gone.binding());
+                self.item.unlinked(&self.mount.root, &gone);
             }
             Step::ReEncrypt => self.re_encrypt()?,
             Step::Link | Step::Unlink => {}

@@ -16,6 +16,9 @@
  *                                    (root); then as hold
  *   probe watch WANTED PATH STOP     opens and reads again and again until STOP exists; WANTED is yes or an error's name;
  *                                    says how often it was so, or what else there was
+ *   probe bind PATH                  makes a socket there and leaves it
+ *   probe answer PATH TEXT           makes a socket there, answers who calls first with the text, and leaves the socket
+ *   probe call PATH                  calls there and prints the answer
  *   probe fill DIR FROM TO           makes items DIR/item-N with the content N
  *   probe append PATH COUNT          appends COUNT numbered lines with an fsync after each, printing each number
  */
@@ -33,6 +36,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -317,6 +321,39 @@ static int append(const char *path, long count)
 	return 0;
 }
 
+static int address(struct sockaddr_un *at, const char *path)
+{
+	*at = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	if (strlen(path) >= sizeof at->sun_path) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	strcpy(at->sun_path, path);
+	return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+}
+
+static int answer(const char *path, const char *text)
+{
+	struct sockaddr_un at;
+	int fd = address(&at, path);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&at, sizeof at))
+		return fail("bind");
+	if (!text)
+		return 0;
+	if (listen(fd, 1))
+		return fail("listen");
+	int peer = accept(fd, NULL, NULL);
+	size_t len = strlen(text);
+	return peer < 0 || write(peer, text, len) != (ssize_t)len || close(peer) ? fail("accept") : 0;
+}
+
+static int call(const char *path)
+{
+	struct sockaddr_un at;
+	int fd = address(&at, path);
+	return fd < 0 || connect(fd, (struct sockaddr *)&at, sizeof at) ? fail("connect") : print_all(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -357,6 +394,12 @@ int main(int argc, char **argv)
 		return pass((uid_t)atol(a), (gid_t)atol(b), c);
 	if (!strcmp(what, "watch"))
 		return watch(a, b, c);
+	if (!strcmp(what, "bind"))
+		return answer(a, NULL);
+	if (!strcmp(what, "answer"))
+		return answer(a, b);
+	if (!strcmp(what, "call"))
+		return call(a);
 	if (!strcmp(what, "fill"))
 		return fill(a, atol(b), atol(c));
 	if (!strcmp(what, "append"))
