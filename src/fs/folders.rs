@@ -10,7 +10,7 @@ use super::inodes::{Backing, Body, Found, Inode, ItemBody, Place};
 use super::subject::Asker;
 use crate::kms::{ItemAsked, KmsError, NamesMode};
 use crate::store::{Dir, Stat};
-use crate::table::{Folder, Item, StoredName};
+use crate::table::{Folder, Item, StoredName, TableError};
 use crate::types::Action;
 
 const SET_GID: u32 = 0o2000;
@@ -66,9 +66,10 @@ impl FileSystem {
             self.spare_folders();
         }
         self.inodes.ensure(found, || match kind {
-            Kind::Dir => {
-                folder.open_folder(stored).map(Body::Folder).map_err(|error| self.report_in(parent, name, error))
-            }
+            Kind::Dir => match folder.open_folder(stored) {
+                Err(TableError::Unfinished) => Err(self.set_aside_unfinished(parent, name, (folder, stored))),
+                opened => opened.map(Body::Folder).map_err(|error| self.report_in(parent, name, error)),
+            },
             Kind::File | Kind::Symlink | Kind::Fifo | Kind::Socket => Ok(Body::Item(ItemBody::default())),
         })
     }

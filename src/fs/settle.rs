@@ -103,6 +103,26 @@ impl FileSystem {
         }
     }
 
+    /// The same of a folder.
+    pub(super) fn set_aside_unfinished(
+        &self,
+        parent: &Inode,
+        name: &[u8],
+        (folder, stored): (&Folder, &StoredName),
+    ) -> FsError {
+        let parent = Self::describe_inode(parent);
+        let what = format!("{} in {parent}: the folder is gone: its making was cut short", text_of_path(name));
+        log::warn!("after an unclean stop, {what}");
+        if self.options.read_only {
+            return FsError::NotFound;
+        }
+        let told = self.kms.log_daemon("ItemRecovered", &what).map_err(FsError::from);
+        match told.and_then(|()| Ok(folder.set_aside(stored)?)) {
+            Ok(()) => FsError::NotFound,
+            Err(error) => error,
+        }
+    }
+
     /// Tells the trail and the log of what does not verify, and gives the caller's error.
     pub(super) fn report(&self, inode: &Inode, error: TableError) -> FsError {
         match &error {
@@ -147,8 +167,8 @@ impl FileSystem {
     /// fsync(2), or fdatasync(2) where only `data_only` is asked for: that leaves out owner, mode, times and attributes.
     pub(super) fn sync_item(&self, fh: u64, data_only: bool) -> FsResult<()> {
         let handle = self.handles.find(fh)?;
-        handle.item.sync().map_err(|error| self.report(&handle.inode, error))?;
-        if data_only { Ok(()) } else { Ok(handle.item.backing().sync_all()?) }
+        let synced = if data_only { handle.item.sync() } else { handle.item.sync_all() };
+        synced.map_err(|error| self.report(&handle.inode, error))
     }
 
     pub(super) fn seek(&self, fh: u64, offset: u64, whence: i32) -> FsResult<u64> {

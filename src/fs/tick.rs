@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::FileSystem;
+use crate::store::Journal;
 
 /// How often.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -17,9 +18,14 @@ const KEEP_TIME_EVERY: u32 = 60;
 const KEEP_TIME_AT_LEAST_EVERY: u32 = 3600;
 
 impl FileSystem {
-    /// Starts the threads that work until the file system is gone: those that tick, and the one that re-encrypts.
+    /// Starts the threads that work until the file system is gone: those that tick, and those that re-encrypt and put the
+    /// journal in place.
     pub fn start_ticking(self: &Arc<Self>) -> std::io::Result<()> {
         self.start_re_encrypting()?;
+        if !self.options.read_only {
+            let (weak, journal) = (Arc::downgrade(self), Arc::clone(&self.journal));
+            thread::Builder::new().name("kmsfs-journal".to_owned()).spawn(move || help_on(&weak, &journal))?;
+        }
         let weak = Arc::downgrade(self);
         thread::Builder::new().name("kmsfs-tick".to_owned()).spawn(move || tick_on(&weak, FileSystem::tick))?;
         // What is due of keys may take long, since a destroyed key's items are counted; nothing else waits for it.
@@ -62,6 +68,15 @@ impl FileSystem {
             && let Err(error) = self.kms.keep_time()
         {
             log::error!("the time could not be kept: {error}");
+        }
+    }
+}
+
+/// Writes that wait for nobody else fill the journal faster than a tick empties it.
+fn help_on(weak: &Weak<FileSystem>, journal: &Journal) {
+    while weak.upgrade().is_some_and(|fs| !fs.ended.load(Ordering::Acquire)) {
+        if let Err(error) = journal.help(PERIOD) {
+            log::error!("the journal could not be put in place: {error}");
         }
     }
 }

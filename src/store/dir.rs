@@ -6,12 +6,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{self as sys, AtFlags, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{self as sys, Advice, AtFlags, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::storage::{Dir, DirEntry, File, FileKind, RenameFlags, SetTime, Stat, StatVfs, Storage, XattrFlags};
@@ -327,6 +328,12 @@ impl File for HostFile {
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
         Ok(rustix::io::retry_on_intr(|| sys::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, length))?)
+    }
+
+    fn will_need(&self, offset: u64, length: u64) {
+        if let Some(length) = NonZeroU64::new(length) {
+            let _ = sys::fadvise(&self.0, offset, Some(length), Advice::WillNeed);
+        }
     }
 
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {

@@ -233,6 +233,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Gives the space of a range back, which then reads as zeros; the length stays.
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()>;
 
+    /// Says that a range will be read soon. A hint, of which nothing is told.
+    fn will_need(&self, _offset: u64, _length: u64) {}
+
     /// Fills the buffer.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 
 use rustix::io::Errno;
 
@@ -19,7 +19,7 @@ use super::{Table, TableError};
 use crate::envelope::{open_xattr, seal_xattr};
 use crate::kms::{DataKey, SealKey};
 use crate::store::storage::{read_whole, write_replace};
-use crate::store::{Dir, FileKind, RenameFlags, XattrFlags};
+use crate::store::{Dir, DirEntry, FileKind, RenameFlags, XattrFlags};
 use crate::types::DirId;
 
 const FILE_MODE: u32 = 0o600;
@@ -30,6 +30,7 @@ pub struct Folder {
     dir: Arc<dyn Dir>,
     id: DirId,
     place: RwLock<Place>,
+    entries: SharedFlush,
 }
 
 /// Where a folder is; a rename changes it.
@@ -71,7 +72,11 @@ impl Folder {
     /// # Errors
     /// `Tampered` where the directory is not this table's.
     pub fn open_root(table: &Arc<Table>, dir: Arc<dyn Dir>, path: PathBuf) -> Result<Arc<Self>, TableError> {
-        let state = read_state(table, dir.as_ref())?;
+        let state = match read_state(table, dir.as_ref()) {
+            // It was durable before the table was.
+            Err(TableError::Unfinished) => return Err(TableError::Tampered { what: "folder" }),
+            state => state?,
+        };
         let own = state.id.as_bytes() == table.id().as_bytes();
         if !own || state.parent.as_bytes() != &[0; 16] || state.binding != [0; 16] {
             return Err(TableError::Tampered { what: "folder" });
@@ -80,7 +85,8 @@ impl Folder {
     }
 
     fn new(table: &Arc<Table>, dir: Arc<dyn Dir>, id: DirId, place: Place) -> Arc<Self> {
-        Arc::new(Self { table: Arc::clone(table), dir, id, place: RwLock::new(place) })
+        let entries = SharedFlush::default();
+        Arc::new(Self { table: Arc::clone(table), dir, id, place: RwLock::new(place), entries })
     }
 
     pub fn table(&self) -> &Arc<Table> {
@@ -127,7 +133,8 @@ impl Folder {
     /// The folder of this name.
     ///
     /// # Errors
-    /// `Tampered` where it was made under another name or in another folder, or is no folder of this table.
+    /// `Tampered` where it was made under another name or in another folder, or is no folder of this table;
+    /// `Unfinished` where an unclean stop may have cut its making short: nothing in it was ever promised.
     pub fn open_folder(self: &Arc<Self>, name: &StoredName) -> Result<Arc<Self>, TableError> {
         let dir = self.dir.open_dir(name.on_disk())?;
         let state = read_state(&self.table, dir.as_ref())?;
@@ -155,11 +162,9 @@ impl Folder {
         let temporary = names::temporary()?;
         self.dir.create_dir(&temporary, mode | 0o700)?;
         let made = self.dir.open_dir(&temporary).map_err(TableError::Io).and_then(|dir| {
-            // Flushed before the name appears: a name that a power cut keeps must not lead to a folder without its id,
-            // into which nobody could look, not even to remove it.
+            // Not flushed: nothing that is below is promised before the folder is (`NewFolders`).
             let file = dir.create_file(OsStr::new(FOLDER_FILE), FILE_MODE)?;
             file.write_all_at(&bytes, 0)?;
-            file.sync_data()?;
             if let Some((uid, gid)) = owner {
                 dir.chown(None, Some(uid), Some(gid))?;
             }
@@ -167,12 +172,13 @@ impl Folder {
                 dir.chmod(None, mode)?;
             }
             self.write_sidecar(name)?;
+            // First, so that no flush of anything below can come in between.
+            self.table.new_folders.add(Arc::clone(&self.dir), Arc::clone(&dir));
             self.dir.rename(&temporary, self.dir.as_ref(), name.on_disk(), RenameFlags::NoReplace)?;
             Ok(dir)
         });
         match made {
             Ok(dir) => {
-                self.table.new_folders.add(Arc::clone(&self.dir), Arc::clone(&dir));
                 let place = Place::Below(Arc::clone(self), name.on_disk().to_owned());
                 Ok(Self::new(&self.table, dir, id, place))
             }
@@ -242,6 +248,16 @@ impl Folder {
         Ok(())
     }
 
+    /// Takes the name from a folder of which an unclean stop has left no id. What is in it can be named by nobody; it goes
+    /// with the folder around it, or at once where there is nothing.
+    pub fn set_aside(&self, name: &StoredName) -> Result<(), TableError> {
+        let temporary = names::temporary()?;
+        self.dir.rename(name.on_disk(), self.dir.as_ref(), &temporary, RenameFlags::NoReplace)?;
+        self.remove_sidecar(name);
+        let _ = remove_remains(self.dir.as_ref(), &temporary);
+        Ok(())
+    }
+
     /// Removes what crashes have left: folders half made or half removed, and sidecars without their names. While nobody
     /// else uses the folder: a name that is being made has its sidecar first.
     pub fn sweep(&self) -> Result<(), TableError> {
@@ -249,7 +265,11 @@ impl Folder {
         for entry in &entries {
             let orphan = |long: &OsStr| entries.iter().all(|other| other.name != long);
             match (names::classify(&entry.name), entry.kind) {
-                (OnDisk::Own, FileKind::Dir) => remove_remains(self.dir.as_ref(), &entry.name)?,
+                (OnDisk::Own, FileKind::Dir) => match remove_remains(self.dir.as_ref(), &entry.name) {
+                    // Set aside, with something in it.
+                    Err(TableError::Io(error)) if error.raw_os_error() == Some(Errno::NOTEMPTY.raw_os_error()) => {}
+                    removed => removed?,
+                },
                 (OnDisk::Sidecar, _) if names::of_sidecar(&entry.name).is_some_and(|long| orphan(&long)) => {
                     self.dir.remove_file(&entry.name)?;
                 }
@@ -298,7 +318,12 @@ impl Folder {
     pub fn sync(self: &Arc<Self>) -> Result<(), TableError> {
         self.table.new_folders.sync()?;
         self.table.new_items.sync(self)?;
-        Ok(self.dir.sync()?)
+        Ok(self.sync_entries()?)
+    }
+
+    /// Makes the entries alone durable. Concurrent callers share one flush.
+    pub(super) fn sync_entries(&self) -> io::Result<()> {
+        self.entries.flush(|| self.dir.sync())
     }
 
     /// The value of the attribute `user.NAME` of the folder.
@@ -383,6 +408,49 @@ impl Folder {
     }
 }
 
+/// A flush that concurrent callers share: who comes while one runs waits for the next one, with all others who do.
+#[derive(Default)]
+struct SharedFlush {
+    state: Mutex<FlushState>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct FlushState {
+    /// Flushes that have been begun.
+    begun: u64,
+    /// The last one that has succeeded.
+    done: u64,
+    running: bool,
+}
+
+impl SharedFlush {
+    /// Returns when a flush that was begun after this call has succeeded.
+    fn flush(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = state.begun + 1;
+        while state.running && state.done < wanted {
+            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.done >= wanted {
+            return Ok(());
+        }
+        state.begun += 1;
+        state.running = true;
+        let number = state.begun;
+        drop(state);
+        let flushed = act();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.running = false;
+        if flushed.is_ok() {
+            state.done = number;
+        }
+        drop(state);
+        self.ended.notify_all();
+        flushed
+    }
+}
+
 impl Drop for Folder {
     /// Without recursion, as `path`: the last one of a chain takes all above it with it.
     fn drop(&mut self) {
@@ -411,7 +479,7 @@ impl fmt::Debug for Folder {
 /// # Errors
 /// ENOTEMPTY where anything is in it but its own file and what a crash has left.
 pub fn remove_root(tables: &dyn Dir, name: &OsStr) -> Result<(), TableError> {
-    Ok(remove_remains(tables, name)?)
+    remove_remains(tables, name)
 }
 
 /// Makes a folder's own file and its entries durable. One that is gone is no longer of interest.
@@ -432,15 +500,18 @@ fn seal_state(table: &Table, state: &FolderState) -> Result<[u8; FOLDER_LEN], Ta
 }
 
 fn read_state(table: &Table, dir: &dyn Dir) -> Result<FolderState, TableError> {
-    let file = match dir.open_file(OsStr::new(FOLDER_FILE), false) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(TableError::Tampered { what: "folder" });
-        }
-        file => file?,
-    };
     let mut bytes = [0; FOLDER_LEN + 1];
-    let length = file.read_at(&mut bytes, 0)?;
-    let sealed = format::parse_folder(bytes.get(..length).unwrap_or_default());
+    let length = match dir.open_file(OsStr::new(FOLDER_FILE), false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        file => file?.read_at(&mut bytes, 0)?,
+    };
+    let bytes = bytes.get(..length).unwrap_or_default();
+    // A power cut leaves out what a new folder says of itself, in part or in full; no other folder loses that.
+    let cut = length < FOLDER_LEN || bytes.iter().all(|byte| *byte == 0);
+    if cut && table.mounts.unclean_since(0) {
+        return Err(TableError::Unfinished);
+    }
+    let sealed = format::parse_folder(bytes);
     let sealed = sealed.map_err(|error| TableError::parsing("folder", error))?;
     let state = table.names.open_folder(&sealed)?;
     FolderState::parse(&state).map_err(|error| TableError::parsing("folder", error))
@@ -485,28 +556,69 @@ fn is_empty(dir: &dyn Dir) -> Result<bool, TableError> {
 }
 
 /// Removes a directory that has lost its name (or never had one) and what may be left in it: its own file, orphaned
-/// sidecars, and directories like itself. Anything else keeps it.
-fn remove_remains(parent: &dyn Dir, temporary: &OsStr) -> io::Result<()> {
+/// sidecars, and directories like itself with all that is in them. Anything else keeps it.
+fn remove_remains(parent: &dyn Dir, temporary: &OsStr) -> Result<(), TableError> {
     let dir = parent.open_dir(temporary)?;
-    for entry in dir.list()? {
-        match (names::classify(&entry.name), entry.kind) {
-            (OnDisk::Own, FileKind::Dir) => remove_remains(dir.as_ref(), &entry.name)?,
-            (OnDisk::Own | OnDisk::Sidecar, _) => dir.remove_file(&entry.name)?,
-            (OnDisk::Short | OnDisk::Long, _) => return Err(Errno::NOTEMPTY.into()),
-        }
+    let is_kept = |entry: &DirEntry| matches!(names::classify(&entry.name), OnDisk::Short | OnDisk::Long);
+    let mut entries = dir.list()?;
+    if entries.iter().any(is_kept) {
+        return Err(Errno::NOTEMPTY.into());
     }
-    drop(dir);
-    parent.remove_dir(temporary)
+    // Without recursion: what is below comes up a step at a time, however deep it lies.
+    while !entries.is_empty() {
+        let mut was_flat = true;
+        for DirEntry { name, kind, .. } in entries {
+            if kind != FileKind::Dir {
+                dir.remove_file(&name)?;
+                continue;
+            }
+            was_flat = false;
+            let below = dir.open_dir(&name)?;
+            for DirEntry { name, kind, .. } in below.list()? {
+                match kind {
+                    FileKind::Dir => below.rename(&name, dir.as_ref(), &names::temporary()?, RenameFlags::NoReplace)?,
+                    FileKind::File | FileKind::Other => below.remove_file(&name)?,
+                }
+            }
+            dir.remove_dir(&name)?;
+        }
+        entries = if was_flat { Vec::new() } else { dir.list()? };
+    }
+    Ok(parent.remove_dir(temporary)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::super::{Mounts, Names};
     use super::*;
     use crate::crypto::{Key256, Key512};
     use crate::store::record::Scratch;
     use crate::store::{DirStorage, Journal, Storage};
     use crate::types::{StoreId, TableId};
+
+    #[test]
+    fn a_shared_flush_began_after_whoever_waits_for_it_came() {
+        let (shared, written, flushed) = (SharedFlush::default(), AtomicU64::new(0), AtomicU64::new(0));
+        let work = || {
+            for round in 0..300 {
+                let mine = written.fetch_add(1, Ordering::SeqCst) + 1;
+                let done = shared.flush(|| {
+                    let all = written.load(Ordering::SeqCst);
+                    std::thread::yield_now();
+                    if round % 7 == 0 {
+                        return Err(Errno::IO.into());
+                    }
+                    flushed.fetch_max(all, Ordering::SeqCst);
+                    Ok(())
+                });
+                assert!(done.is_err() || flushed.load(Ordering::SeqCst) >= mine);
+            }
+        };
+        std::thread::scope(|scope| (0..6).for_each(|_| drop(scope.spawn(work))));
+        assert!(shared.state.lock().unwrap().begun <= 6 * 300);
+    }
 
     #[test]
     fn a_path_deeper_than_the_stack_is_named_and_dropped() {

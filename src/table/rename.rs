@@ -58,6 +58,10 @@ pub fn rename(
     }
     let partner = target.filter(|_| flags == RenameFlags::Exchange);
     let taken = target.is_some_and(is_promised);
+    if is_promised(moved) || partner.is_some_and(is_promised) {
+        // What was promised must not be lost with a folder that was not.
+        table.new_folders.sync()?;
+    }
     exchange_or_move(from, to, moved, partner, flags, taken)?;
     if let (Some(Moved::Item(replaced)), RenameFlags::None) = (target, flags) {
         replaced.lost_name(&to.name.binding());

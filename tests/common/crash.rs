@@ -231,8 +231,12 @@ impl Client {
             let path = if path.is_empty() { name } else { format!("{path}/{name}") };
             let node = match kind {
                 Kind::Dir => {
-                    let ino = self.find(&path).unwrap_or_else(|error| panic!("the folder {path}: {error}"));
-                    self.walk(ino, &path, tree);
+                    match self.find(&path) {
+                        Ok(ino) => self.walk(ino, &path, tree),
+                        // What a power cut has left of a new folder goes when it is looked for.
+                        Err(FsError::NotFound) => continue,
+                        Err(error) => panic!("the folder {path}: {error}"),
+                    }
                     Node::Folder
                 }
                 Kind::Symlink => {
@@ -405,6 +409,8 @@ pub(crate) struct Cut {
 #[derive(Debug)]
 pub(crate) struct History {
     objects: Vec<Object>,
+    /// Folders that cannot be lost any more: calls when a flush had covered them.
+    folders: BTreeMap<usize, usize>,
     points: Vec<Point>,
 }
 
@@ -453,7 +459,7 @@ impl Run {
             saves: 0,
             flushed: None,
         };
-        let history = History { objects: Vec::new(), points: vec![start] };
+        let history = History { objects: Vec::new(), folders: BTreeMap::new(), points: vec![start] };
         Self {
             recording,
             history,
@@ -731,8 +737,8 @@ impl Run {
             let version = |content| Version { from: start, to: end, content, unsure };
             self.history.objects[object].versions.extend(contents.into_iter().map(version));
         }
-        for object in effect.synced {
-            let object = &mut self.history.objects[object];
+        for object in &effect.synced {
+            let object = &mut self.history.objects[*object];
             if let Some(last) = object.versions.len().checked_sub(1) {
                 object.synced.push((end, last));
                 object.named.push(end);
@@ -763,6 +769,17 @@ impl Run {
                 self.history.objects[object].named.push(end);
             }
         }
+        // The first flush in a table takes its new folders with it.
+        let of = |named: Named| names.iter().find(|(_, other)| **other == named).map(|(path, _)| table_of(path));
+        let synced = effect.synced.iter().map(|object| Named::Object(*object));
+        let flushed = synced.chain(effect.flushed.map(Named::Folder)).filter_map(of).collect::<BTreeSet<_>>();
+        for (path, named) in &names {
+            if let Named::Folder(folder) = named
+                && (!path.contains('/') || flushed.contains(table_of(path)))
+            {
+                self.history.folders.entry(*folder).or_insert(end);
+            }
+        }
         if let Some(folder) = effect.flushed {
             for object in children(&names, folder).into_values().filter_map(as_object) {
                 let object = &mut self.history.objects[object];
@@ -783,6 +800,10 @@ fn as_object(named: Named) -> Option<usize> {
         Named::Object(object) => Some(object),
         Named::Folder(_) => None,
     }
+}
+
+fn table_of(path: &str) -> &str {
+    path.split('/').next().unwrap_or(path)
 }
 
 /// The names in a folder; nothing where the folder is not there.
@@ -929,9 +950,11 @@ impl History {
     /// Whether the tree may be found where the names are these.
     fn check_tree(&self, cut: Cut, all: &Names, tree: &Tree) -> Result<(), String> {
         // What was half made goes when it is found, which may have been in a mount that was cut short, too.
-        let gone = |path: &String, named: &Named| {
-            !tree.contains_key(path) && as_object(*named).is_some_and(|object| self.may_be_nothing(cut, object))
+        let may_go = |named: &Named| match named {
+            Named::Object(object) => self.may_be_nothing(cut, *object),
+            Named::Folder(folder) => !cut.kill && self.folders.get(folder).is_none_or(|calls| *calls > cut.calls),
         };
+        let gone = |path: &String, named: &Named| !tree.contains_key(path) && may_go(named);
         let names: Vec<_> = all.iter().filter(|(path, named)| !gone(path, named)).collect();
         if !names.iter().map(|(path, _)| *path).eq(tree.keys()) {
             let (expected, found): (BTreeSet<_>, BTreeSet<_>) =

@@ -17,6 +17,9 @@ use super::{Journal, Op, lock};
 use crate::store::storage::{File, SetTime};
 use crate::types::ItemId;
 
+/// The most that is recorded again for a rename; putting in place what is more costs less than writing it twice.
+const RECORD_AGAIN_MAX: usize = 128 << 10;
+
 /// Where a file stood before a flush of the whole file system.
 #[derive(Debug, Clone, Copy)]
 pub struct DurableMark {
@@ -44,6 +47,8 @@ struct State {
     writes: u64,
     /// The sequence number after the file's last record.
     next: u64,
+    /// The path under which all is recorded that was pending when `next` was this.
+    recorded_under: Option<(PathBuf, u64)>,
     /// A flush of the file failed: later ones would claim what was lost.
     failed: bool,
     /// A failed direct write left another length than `len`, and that could not be undone yet.
@@ -108,6 +113,7 @@ impl JournaledFile {
             direct_dirty: false,
             writes: 0,
             next: 0,
+            recorded_under: None,
             failed: false,
             ragged: false,
             discarded: false,
@@ -231,6 +237,11 @@ impl JournaledFile {
     /// Makes all of the file durable: bytes that were written directly, and its journal records.
     pub fn sync(&self) -> io::Result<()> {
         self.sync_direct()?;
+        self.sync_records()
+    }
+
+    /// Makes all records of the file durable.
+    pub fn sync_records(&self) -> io::Result<()> {
         let state = lock(&self.state);
         let (next, in_place) = (state.next, state.pathless && !state.overlays.is_empty());
         drop(state);
@@ -243,6 +254,18 @@ impl JournaledFile {
     /// # Errors
     /// EIO for ever, once a flush of this file has failed: its bytes may be lost.
     pub fn sync_direct(&self) -> io::Result<()> {
+        self.sync_directly(|file| file.sync_data()).map(|_| ())
+    }
+
+    /// The same, with owner, mode, times and attributes; whether it was called for, else nothing has been flushed.
+    ///
+    /// # Errors
+    /// As `sync_direct`.
+    pub fn sync_direct_all(&self) -> io::Result<bool> {
+        self.sync_directly(|file| file.sync_all())
+    }
+
+    fn sync_directly(&self, flush: impl FnOnce(&dyn File) -> io::Result<()>) -> io::Result<bool> {
         let _flushing = lock(&self.flushing);
         {
             // No direct write is under way, and later ones below the new durable length are journaled.
@@ -253,14 +276,15 @@ impl JournaledFile {
                 return Err(Errno::IO.into());
             }
             if !state.direct_dirty {
-                return Ok(());
+                return Ok(false);
             }
             state.direct_dirty = false;
             if !state.resizes() {
                 state.durable_len = state.file_len;
             }
         }
-        self.file.sync_data().inspect_err(|_| lock(&self.state).failed = true)
+        flush(self.file.as_ref()).inspect_err(|_| lock(&self.state).failed = true)?;
+        Ok(true)
     }
 
     /// To be taken before a flush of the whole file system, for `mark_durable` after it.
@@ -284,9 +308,37 @@ impl JournaledFile {
         true
     }
 
-    /// Nothing of this file is pending any more: before its rename, and before an unlink that leaves other links.
+    /// Nothing of this file is pending any more: before an unlink that leaves other links.
     pub fn settle(&self) -> io::Result<()> {
         if self.is_pending() { self.journal.checkpoint() } else { Ok(()) }
+    }
+
+    /// Records once more what is pending, under another path: of two records of which only one finds the file, the replay
+    /// passes over the other. Much is put in place instead. Gives the sequence number below which all must be durable
+    /// before the file may be found there; 0 where nothing is pending.
+    pub(super) fn record_under(&self, path: &Path) -> io::Result<u64> {
+        let commits = lock(&self.commits);
+        let state = lock(&self.state);
+        if state.overlays.is_empty() {
+            return Ok(0);
+        }
+        if state.recorded_under.as_ref().is_some_and(|(known, next)| *next == state.next && known == path) {
+            return Ok(state.next);
+        }
+        let much = state.overlays.iter().map(Overlay::bytes).sum::<usize>() > RECORD_AGAIN_MAX;
+        if state.pathless || much {
+            drop(state);
+            drop(commits);
+            return self.journal.checkpoint().map(|()| 0);
+        }
+        let overlays = state.overlays.clone();
+        drop(state);
+        let ops: Vec<Op<'_>> = overlays.iter().flat_map(Overlay::ops).collect();
+        let this = self.this.upgrade().ok_or(Errno::IO)?;
+        self.journal.append(&this, Draft::new(self.item, path, &ops)?, &ops)?;
+        let mut state = lock(&self.state);
+        state.recorded_under = Some((path.to_path_buf(), state.next));
+        Ok(state.next)
     }
 
     /// Drops what is pending, after the unlink of the last link of a file that nobody reads or writes any more. (While

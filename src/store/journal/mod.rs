@@ -12,9 +12,9 @@
 //! checkpoint at a time), a file's `flushing`, a file's `commits` (one commit of a file at a time), `append` (segments
 //! and sequence numbers), `registry`, a file's `state`. `flush` (the group flush) is held while none of the others is
 //! taken. A checkpoint takes no `names`, `flushing` or `commits`, so a committer may wait for one, which it does
-//! before it takes any lock. System calls under a lock: the append of a record (`append`; it orders the records), a
-//! direct write (`commits`, of this file alone), a file's own flush (`flushing`), a checkpoint (`turn`), the rename
-//! (`names`). Reads hold none.
+//! before it takes any lock. `call` is held while none of the others is taken. System calls under a lock: the append of
+//! a record (`append`; it orders the records), a direct write (`commits`, of this file alone), a file's own flush
+//! (`flushing`), a checkpoint (`turn`), the rename (`names`). Reads hold none.
 //!
 //! **Failures.** A failed append changes nothing: its torn bytes are cut off, else a new segment is started; where
 //! neither works, and after any failed flush, the journal is poisoned: every later commit, sync and checkpoint fails
@@ -35,6 +35,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, Weak};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -46,7 +47,8 @@ use super::storage::{Dir, File};
 use crate::crypto::{AeadKey, CryptoError, Key256, random};
 use crate::types::StoreId;
 
-/// Pending bytes from which on a commit runs a checkpoint first; from twice as many on it waits for one.
+/// Pending bytes from which on a commit runs a checkpoint first; from twice as many on it waits for one. Where a thread
+/// helps, it runs one from half as many on, and a commit waits for one from this on.
 const PENDING_LIMIT: u64 = 64 << 20;
 /// Files with pending records from which on the same happens: each holds a descriptor.
 const PENDING_FILES: usize = 512;
@@ -176,6 +178,11 @@ pub struct Journal {
     pending: AtomicU64,
     pending_files: AtomicU64,
     limit: AtomicU64,
+    /// Somebody waits in `help`, or comes back to it.
+    helped: AtomicBool,
+    /// Whether he is called.
+    call: Mutex<bool>,
+    called: Condvar,
     poisoned: AtomicBool,
     /// `Append::mended`, until a flush is done. Changed with `append` held.
     flush_due: AtomicBool,
@@ -234,6 +241,9 @@ impl Journal {
             pending: AtomicU64::new(0),
             pending_files: AtomicU64::new(0),
             limit: AtomicU64::new(PENDING_LIMIT),
+            helped: AtomicBool::new(false),
+            call: Mutex::new(false),
+            called: Condvar::new(),
             poisoned: AtomicBool::new(false),
             flush_due: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -272,6 +282,26 @@ impl Journal {
         self.limit.store(bytes, Ordering::Relaxed);
     }
 
+    /// For a thread that runs checkpoints beside the commits: waits until half of what may be pending is, but no longer
+    /// than `period`, and then runs one. Once a thread has been here, commits call it, and wait at the limit themselves.
+    pub fn help(&self, period: Duration) -> io::Result<()> {
+        self.helped.store(true, Ordering::Release);
+        let call = lock(&self.call);
+        let waited = self.called.wait_timeout_while(call, period, |called| !*called);
+        let (mut call, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let called = std::mem::take(&mut *call);
+        drop(call);
+        if called { self.checkpoint() } else { Ok(()) }
+    }
+
+    fn call_helper(&self) {
+        let mut call = lock(&self.call);
+        if !*call {
+            *call = true;
+            self.called.notify_one();
+        }
+    }
+
     /// Renames what is at `from`, a file or a folder (paths are relative to the store): settles whatever is pending at
     /// or below `from` and `to`, runs `act` while no commit can come in between, and where it succeeds gives the open
     /// files at or below their new paths (both ways where `exchange`). `dirs` are those that `act` changes: they are
@@ -297,23 +327,35 @@ impl Journal {
     }
 
     /// As `rename`, of files alone, which are given with their new paths; no other open file is looked at, however many
-    /// there are. A file that is replaced is not among them: what is pending of it goes with its name, so where it keeps
-    /// another name, the caller settles it before.
+    /// there are. What is pending of them need not be put in place: it is recorded once more, under the new path. A file
+    /// that is replaced is not among them: what is pending of it goes with its name, so where it keeps another name, the
+    /// caller settles it before.
     pub fn rename_files(
         &self,
         files: &[(&JournaledFile, &Path)],
         dirs: &[Arc<dyn Dir>],
         act: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
-        files.iter().try_for_each(|(file, _)| file.settle())?;
+        // First without the lock that holds all commits up: mostly nothing comes in between.
+        self.record_under(files)?;
         let _names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        files.iter().try_for_each(|(file, _)| file.settle())?;
+        self.record_under(files)?;
         act()?;
         self.note_renamed(dirs);
         for (file, path) in files {
             file.set_path(path.to_path_buf());
         }
         Ok(())
+    }
+
+    /// What is pending of the files is durable afterwards under the paths given as well, so that a replay finds it
+    /// wherever it finds the file.
+    fn record_under(&self, files: &[(&JournaledFile, &Path)]) -> io::Result<()> {
+        let mut target = 0;
+        for (file, path) in files {
+            target = target.max(file.record_under(path)?);
+        }
+        if target == 0 { Ok(()) } else { self.sync_to(target) }
     }
 
     /// Names in this directory have changed, and what is committed from here on takes that for granted: it is flushed
@@ -376,10 +418,14 @@ impl Journal {
         let (limit, files) = (self.limit.load(Ordering::Relaxed), self.pending_files.load(Ordering::Relaxed));
         let load = self.pending_bytes();
         let many = u64::try_from(PENDING_FILES).unwrap_or(u64::MAX);
+        let helped = self.helped.load(Ordering::Acquire);
+        if helped && (load > limit / 2 || files > many / 2) {
+            self.call_helper();
+        }
         if load <= limit && files <= many {
             return Ok(());
         }
-        if load > limit.saturating_mul(2) || files > many * 2 {
+        if helped || load > limit.saturating_mul(2) || files > many * 2 {
             let _turn = lock(&self.turn);
             // Whoever had the turn may have done it.
             return if self.pending_bytes() > limit || self.pending_files.load(Ordering::Relaxed) > many {

@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use rustix::io::Errno;
-
+use super::Op;
 use crate::store::storage::File;
 
 /// Bytes of a page.
@@ -124,6 +123,29 @@ impl Overlay {
         View { floor: self.floor, pages: pages.collect() }
     }
 
+    /// The bytes that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.ranges().map(|(_, bytes)| bytes.len()).sum()
+    }
+
+    /// The changes that lead to the overlay, or once more to the same.
+    pub(super) fn ops(&self) -> impl Iterator<Item = Op<'_>> {
+        let floor = (self.floor != u64::MAX).then_some(self.floor);
+        let lengths = floor.into_iter().chain(self.length).map(Op::SetLen);
+        lengths.chain(self.ranges().map(|(offset, bytes)| Op::Write { offset, bytes }))
+    }
+
+    /// The ranges in order, each within a page.
+    fn ranges(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.pages.iter().flat_map(|(&number, page)| {
+            page.ranges.iter().filter_map(move |&(low, high)| {
+                // INVARIANT: a range lies in its page, and a page in a file.
+                let at = number.saturating_mul(PAGE_U64).saturating_add(u64::try_from(low).ok()?);
+                Some((at, page.bytes.get(low..high)?))
+            })
+        })
+    }
+
     /// Puts the overlay in place. Doing it again, or again after a part of it, leaves the same bytes.
     pub(super) fn apply(&self, file: &dyn File) -> io::Result<()> {
         if self.floor != u64::MAX {
@@ -133,16 +155,13 @@ impl Overlay {
             file.set_len(length)?;
         }
         let (mut run, mut start) = (Vec::new(), 0_u64);
-        for (&page, bytes) in &self.pages {
-            for &(low, high) in &bytes.ranges {
-                let at = page.saturating_mul(PAGE_U64).saturating_add(u64::try_from(low).map_err(|_| Errno::OVERFLOW)?);
-                if start.saturating_add(length_of(&run)) != at || run.len() >= RUN {
-                    write_run(file, &run, start)?;
-                    run.clear();
-                    start = at;
-                }
-                run.extend_from_slice(bytes.bytes.get(low..high).ok_or(Errno::OVERFLOW)?);
+        for (at, bytes) in self.ranges() {
+            if start.saturating_add(length_of(&run)) != at || run.len() >= RUN {
+                write_run(file, &run, start)?;
+                run.clear();
+                start = at;
             }
+            run.extend_from_slice(bytes);
         }
         write_run(file, &run, start)
     }

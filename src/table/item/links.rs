@@ -21,6 +21,10 @@ impl Item {
         to: (&Arc<Folder>, &StoredName),
     ) -> Result<(), TableError> {
         self.verify(keys)?;
+        if !self.is_new() || self.file.is_durable_at_all() {
+            // What was promised stays to be found, under each name that it has.
+            self.table.new_folders.sync()?;
+        }
         let _linking = self.linking.lock().unwrap_or_else(PoisonError::into_inner);
         let bound_before = match self.bind_link(to.1, None) {
             Err(TableError::TooManyLinks) => {

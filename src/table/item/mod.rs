@@ -12,6 +12,7 @@
 //! visible is written, by one system call or one journal record; where bytes that are visible change, they and their
 //! entries go into one journal record. So a kill between any two system calls leaves the item as before or as after.
 
+mod ahead;
 mod header;
 mod links;
 mod re_encrypt;
@@ -37,6 +38,7 @@ use crate::kms::{DataKey, ItemKeySource, SealKey};
 use crate::store::{File, JournaledFile, SetTime, XattrFlags};
 use crate::types::ItemId;
 
+use ahead::ReadAhead;
 pub use re_encrypt::Step;
 pub use recover::Recovered;
 pub use seek::Seek;
@@ -55,6 +57,7 @@ pub struct Item {
     /// Held while it gets one more name: between the header that is bound to it and the entry.
     linking: Mutex<()>,
     inner: RwLock<Inner>,
+    ahead: ReadAhead,
 }
 
 struct Inner {
@@ -168,6 +171,7 @@ impl Item {
             names: Mutex::new(vec![(Arc::clone(folder), name.clone())]),
             linking: Mutex::default(),
             inner: RwLock::new(inner),
+            ahead: ReadAhead::default(),
         })
     }
 
@@ -280,6 +284,15 @@ impl Item {
     /// Makes everything that has been written durable, and the folders without which it could not be read; the first
     /// time also the name of an item that was made in this mount.
     pub fn sync(&self) -> Result<(), TableError> {
+        self.flush(false)
+    }
+
+    /// The same, with owner, mode, times and attributes.
+    pub fn sync_all(&self) -> Result<(), TableError> {
+        self.flush(true)
+    }
+
+    fn flush(&self, attributes: bool) -> Result<(), TableError> {
         self.settle_debt()?;
         self.table.new_folders.sync()?;
         let (generation, first) = {
@@ -291,12 +304,21 @@ impl Item {
             }
             (open.map(|open| open.state.generation), open.is_some_and(|open| self.is_never_flushed(open)))
         };
-        self.file.sync()?;
+        if attributes {
+            // One flush for both, where there is anything to flush here at all but the attributes.
+            let flushed = self.file.sync_direct_all()?;
+            self.file.sync_records()?;
+            if !flushed {
+                self.file.file().sync_all()?;
+            }
+        } else {
+            self.file.sync()?;
+        }
         if first {
             // After the content: on a journaling file system the name has then gone with it, and this costs no second
             // flush, as the other way round it would.
             let folders: Vec<_> = self.names().iter().map(|(folder, _)| Arc::clone(folder)).collect();
-            folders.iter().try_for_each(|folder| folder.dir().sync())?;
+            folders.iter().try_for_each(|folder| folder.sync_entries())?;
         }
         generation.map_or(Ok(()), |generation| self.flushed(generation))
     }

@@ -36,6 +36,7 @@ impl Item {
             self.verify(keys)?;
             inner = self.shared()?;
         }
+        self.read_ahead(inner.opened()?, offset, buffer.len());
         let count = self.blocks(&inner)?.read(buffer, offset);
         count.inspect_err(|_| buffer.zeroize())
     }

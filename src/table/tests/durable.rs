@@ -39,13 +39,89 @@ impl Recorded {
     }
 }
 
+/// A new folder costs no flush. What a power cut leaves of it gives its name free, also where items are in it, and goes
+/// with the folder around it.
 #[test]
-fn a_new_folder_can_be_entered_and_removed() {
+fn a_new_folder_that_a_power_cut_has_emptied_is_set_aside() {
+    let long = "long".repeat(60);
+    for (name, deep) in [("folder", 0), (long.as_str(), 0), ("folder", 3)] {
+        let run = recorded();
+        let above = run.mount.root.create_folder(&run.mount.name("above"), 0o700, None).unwrap();
+        above.sync().unwrap();
+        let before = run.recording.len();
+        let folder = above.create_folder(&above.seal_name(name.as_bytes()).unwrap(), 0o700, None).unwrap();
+        let flushed = |call: &Call| matches!(call, Call::SyncDir { .. } | Call::SyncFile { .. });
+        assert!(name == long || !run.recording.calls()[before..].iter().any(flushed));
+        let mut inner = Arc::clone(&folder);
+        for _ in 0..deep {
+            let name = inner.seal_name(b"inner").unwrap();
+            let key = &run.mount.seal;
+            Item::create(&inner, &inner.seal_name(b"item").unwrap(), 0o600, None, ItemKind::Regular, &[], key).unwrap();
+            inner = inner.create_folder(&name, 0o700, None).unwrap();
+        }
+        let (_scratch, mount) = run.cut(true);
+        let above = mount.root.open_folder(&mount.name("above")).unwrap();
+        let name = above.seal_name(name.as_bytes()).unwrap();
+        assert!(matches!(above.open_folder(&name), Err(TableError::Unfinished)));
+        above.set_aside(&name).unwrap();
+        assert!(above.is_empty().unwrap());
+        above.create_folder(&name, 0o700, None).unwrap();
+        above.open_folder(&name).unwrap();
+        above.remove_folder(&name).unwrap();
+        above.sweep().unwrap();
+        mount.root.remove_folder(&mount.name("above")).unwrap();
+        mount.root.sweep().unwrap();
+        let left: Vec<_> = mount.root.dir().list().unwrap().into_iter().map(|entry| entry.name).collect();
+        assert_eq!(left, [".d"]);
+    }
+}
+
+/// Without an unclean stop a folder that has lost its id is tampering, and so is one that has another.
+#[test]
+fn a_folder_is_unfinished_after_an_unclean_stop_alone() {
     let run = recorded();
     run.mount.root.create_folder(&run.mount.name("folder"), 0o700, None).unwrap();
-    let (_scratch, mount) = run.cut(true);
-    mount.root.open_folder(&mount.name("folder")).unwrap();
-    mount.root.remove_folder(&mount.name("folder")).unwrap();
+    let (scratch, mount) = run.crash(Unflushed::Keep, true, 2);
+    let file = mount.backing(scratch.path(), "folder").join(".d");
+    drop(mount);
+    let open = |unclean: &[u64]| {
+        let mount = Mount::open(&DirStorage::open(scratch.path()).unwrap().root(), 3, unclean);
+        mount.root.open_folder(&mount.name("folder")).map(drop)
+    };
+    for (text, unfinished) in [(vec![], true), (vec![0; 100], true), (vec![0; 160], true), (vec![1; 160], false)] {
+        overwrite(&file, &text);
+        assert!(matches!(open(&[]), Err(TableError::Tampered { .. })), "{}", text.len());
+        assert_eq!(matches!(open(&[1]), Err(TableError::Unfinished)), unfinished, "{}", text.len());
+        assert!(open(&[1]).is_err());
+    }
+}
+
+/// What was flushed is not lost with a folder that was made later and never flushed.
+#[test]
+fn what_was_flushed_moves_into_new_folders_with_them() {
+    for how in ["rename", "link", "exchange"] {
+        let run = recorded();
+        let item = run.mount.make("item", b"flushed");
+        item.sync().unwrap();
+        run.mount.root.sync().unwrap();
+        let folder = run.mount.root.create_folder(&run.mount.name("new"), 0o700, None).unwrap();
+        let (from, to) = (run.mount.name("item"), folder.seal_name(b"moved").unwrap());
+        let (here, there) = (place(&run.mount.root, &from), place(&folder, &to));
+        match how {
+            "link" => item.link(&run.mount.seal, (&run.mount.root, &from), (&folder, &to)).unwrap(),
+            "rename" => rename(here, there, Moved::Item(&item), None, RenameFlags::None).unwrap(),
+            _ => {
+                let key = &run.mount.seal;
+                let other = Item::create(&folder, &to, 0o600, None, ItemKind::Regular, &[], key).unwrap();
+                let flags = RenameFlags::Exchange;
+                rename(there, here, Moved::Item(&other), Some(Moved::Item(&item)), flags).unwrap();
+            }
+        }
+        let (_scratch, mount) = run.cut(true);
+        let folder = mount.root.open_folder(&mount.name("new")).unwrap();
+        let moved = Item::open(&folder, &folder.seal_name(b"moved").unwrap()).unwrap();
+        assert_eq!(mount.read(&moved).unwrap(), b"flushed", "{how}");
+    }
 }
 
 #[test]

@@ -659,3 +659,32 @@ fn threads_do_not_stand_in_each_others_way() {
         assert!(*bytes == expected);
     }
 }
+
+/// A thread that helps puts in place what commits have left, which go on meanwhile, and never see more pending than may
+/// be.
+#[test]
+fn a_helper_empties_the_journal_beside_the_commits() {
+    let (_scratch, recording, journal, files) = recorded();
+    let limit = 64 << 10;
+    journal.set_pending_limit(limit);
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Acquire) {
+                journal.help(Duration::from_secs(10)).unwrap();
+            }
+        });
+        // Who comes here before the helper does for himself what is to be done, so that some are enough to meet it.
+        for round in 0..400_u64 {
+            write(&files[0], 100 + round % 7, &[u8::try_from(round % 251).unwrap(); 1_000]).unwrap();
+            assert!(journal.pending_bytes() <= limit + 3_000);
+        }
+        ended.store(true, Ordering::Release);
+        journal.call_helper();
+    });
+    let put_away = recording.calls().iter().filter(|call| matches!(call, Call::RemoveFile { .. })).count();
+    assert!(put_away > 3, "{put_away}");
+    let content = read_all(&files[0]);
+    journal.close().unwrap();
+    assert_eq!(backing_bytes(&recording.root())[0], content);
+}

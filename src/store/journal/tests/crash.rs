@@ -5,6 +5,7 @@
 //! it.
 
 use super::*;
+use crate::store::RenameFlags;
 use crate::store::record::{Done, RecordingStorage, Unflushed};
 
 #[derive(Debug, Clone)]
@@ -357,6 +358,115 @@ fn a_full_disk_at_every_call() {
                 assert!(found == expected, "call {nth}, {done:?}, {failed}");
             }
             run.crash_everywhere(0..=run.recording.len(), nth as u64);
+        }
+    }
+}
+
+/// A step of an item that is given other names meanwhile.
+#[derive(Debug, Clone)]
+enum Moving {
+    Commit(Vec<Edit>),
+    Rename(usize),
+    Sync,
+    Checkpoint,
+}
+
+const PLACES: [&str; 3] = ["item0", "moved", "again"];
+
+fn moving() -> impl Strategy<Value = Vec<Moving>> {
+    let step = prop_oneof![
+        4 => edits().prop_map(Moving::Commit),
+        4 => (0..PLACES.len()).prop_map(Moving::Rename),
+        2 => Just(Moving::Sync),
+        1 => Just(Moving::Checkpoint),
+    ];
+    proptest::collection::vec(step, 2..9)
+}
+
+/// Its contents after each commit, with the calls until then, and the flushes: calls, and which content is covered.
+type Moved = (RecordingStorage, Scratch, Vec<(usize, Vec<u8>)>, Vec<(usize, usize)>);
+
+fn move_about(steps: &[Moving]) -> Moved {
+    let (scratch, storage) = store();
+    let recording = RecordingStorage::new(&storage).unwrap();
+    let (journal, _) = open(&recording.root());
+    let file = open_item(&journal, &recording.root(), 0);
+    let table = recording.root().open_dir("tables".as_ref()).unwrap().open_dir("t".as_ref()).unwrap();
+    let (mut model, mut place) = (start(0), 0);
+    let mut contents = vec![(recording.len(), model.clone())];
+    let mut synced = vec![(recording.len(), 0)];
+    for step in steps {
+        match step {
+            Moving::Commit(edits) => {
+                let ops = edit(&mut model, edits);
+                let op = |(at, bytes): &(usize, Option<Vec<u8>>)| (*at as u64, bytes.clone());
+                let owned: Vec<_> = ops.iter().map(op).collect();
+                let ops: Vec<Op<'_>> = owned
+                    .iter()
+                    .map(|(at, bytes)| match bytes {
+                        Some(bytes) => Op::Write { offset: *at, bytes },
+                        None => Op::SetLen(*at),
+                    })
+                    .collect();
+                file.commit_whole(&ops).unwrap();
+                contents.push((recording.len(), model.clone()));
+            }
+            Moving::Rename(to) if *to != place => {
+                let act =
+                    || table.rename(PLACES[place].as_ref(), table.as_ref(), PLACES[*to].as_ref(), RenameFlags::None);
+                let path = Path::new("tables/t").join(PLACES[*to]);
+                journal.rename_files(&[(&file, &path)], &[Arc::clone(&table)], act).unwrap();
+                place = *to;
+            }
+            Moving::Rename(_) => {}
+            Moving::Sync => {
+                file.sync().unwrap();
+                synced.push((recording.len(), contents.len() - 1));
+            }
+            Moving::Checkpoint => journal.checkpoint().unwrap(),
+        }
+        assert!(read_all(&file) == model);
+    }
+    journal.abandon();
+    (recording, scratch, contents, synced)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What is pending of a file is found under each name that a crash may leave it.
+    #[test]
+    fn what_is_pending_follows_a_rename(steps in moving(), seed in any::<u64>()) {
+        let (recording, _scratch, contents, synced) = move_about(&steps);
+        let mut rebuilder = recording.rebuilder();
+        for calls in contents[0].0..=recording.len() {
+            rebuilder.advance(calls).unwrap();
+            let oldest = rebuilder.name_points()[0];
+            let some = Unflushed::Some(seed ^ calls as u64);
+            for (names, unflushed) in
+                [(calls, Unflushed::Keep), (calls, Unflushed::Drop), (calls, some), (oldest, Unflushed::Drop), (oldest, some)]
+            {
+                let into = Scratch::new().unwrap();
+                if names == calls {
+                    rebuilder.make(unflushed, into.path()).unwrap();
+                } else {
+                    rebuilder.make_with_names(names, unflushed, into.path()).unwrap();
+                }
+                let root = DirStorage::open(into.path()).unwrap().root();
+                let (journal, _) = open(&root);
+                journal.abandon();
+                let table = root.open_dir("tables".as_ref()).unwrap().open_dir("t".as_ref()).unwrap();
+                let found: Vec<_> = PLACES.iter().filter_map(|name| table.open_file(name.as_ref(), false).ok()).collect();
+                prop_assert_eq!(found.len(), 1);
+                let found = read_whole(found[0].as_ref(), 1 << 30).unwrap();
+                let least = synced.iter().rev().find(|(at, _)| *at <= calls).map_or(0, |(_, content)| *content);
+                // The commit under way may be there.
+                let most = contents.partition_point(|(at, _)| *at <= calls).min(contents.len() - 1);
+                prop_assert!(
+                    contents[least..=most].iter().any(|(_, content)| *content == found),
+                    "after {} calls, names after {}, {:?}: {} bytes", calls, names, unflushed, found.len()
+                );
+            }
         }
     }
 }
