@@ -5,6 +5,12 @@
 //       microseconds of one. An item is 1 KiB.
 //   ops write|scan FILE MIB
 //       writes a file from its start and flushes it, or reads it; prints MB/s (10^6 bytes).
+//   ops mixed DIR COUNT PROCESSES
+//       processes at once in folders of their own, each COUNT operations: of twenty, nine reads, five creations, three
+//       replacements, two removals, one file of 1 MiB written and read; prints operations a second of all together.
+//   ops beside DIR COUNT FILE MIB
+//       reads the items 0 to COUNT-1 in DIR in turn while another process writes FILE, flushes it, and reads it; prints
+//       median and 99th percentile of the microseconds of one, and how many there were.
 //   ops tree DIR COUNT
 //       makes COUNT files of the sizes of source code in folders, the same each time.
 //   ops time COMMAND [ARGUMENT]...
@@ -222,6 +228,103 @@ static void stream(const char *path, long mib, int writing) {
     printf("%.1f\n", (double)mib * CHUNK / 1e6 / (seconds() - start));
 }
 
+// --- several processes at once ------------------------------------------------------------------------------------
+
+static void child_ended(pid_t child) {
+    int status;
+    if (waitpid(child, &status, 0) < 0) die("wait");
+    if (!WIFEXITED(status) || WEXITSTATUS(status)) {
+        fputs("ops: a process failed\n", stderr);
+        exit(1);
+    }
+}
+
+// What one process does: the items `removed` to `made`-1 are there.
+static void mixture(const char *root, int process) {
+    char path[PATH], small[ITEM], *large = malloc(CHUNK);
+    if (!large) die("memory");
+    uint64_t made = 0, removed = 0;
+    for (int number = 0; number < count; number++) {
+        uint64_t chance = mixed((uint64_t)process << 32 | (uint64_t)number);
+        int sort = (int)(chance % 20);
+        // Few items at first: then all but removals make more.
+        if (made - removed < 16 && sort < 19) sort = 9;
+        uint64_t there = made > removed ? made - removed : 1, which = removed + (chance >> 8) % there;
+        if (sort >= 9 && sort < 14) which = made++;
+        if (sort >= 17 && sort < 19) which = removed++;
+        snprintf(path, sizeof path, "%s/%d/item-%06d", root, process, (int)which);
+        fill(small, ITEM, which, 0);
+        if (sort < 9) {
+            read_item(path, small);
+        } else if (sort < 14) {
+            create(path, small);
+        } else if (sort < 17) {
+            replace(path, small);
+        } else if (sort < 19) {
+            unlink_item(path, small);
+        } else {
+            snprintf(path, sizeof path, "%s/%d/large", root, process);
+            fill(large, CHUNK, chance, 0);
+            int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0644);
+            if (fd < 0) die(path);
+            put_all(fd, large, CHUNK, path);
+            uint64_t last;
+            if (pread(fd, &last, 8, CHUNK - 8) != 8 || memcmp(&last, large + CHUNK - 8, 8)) die(path);
+            if (close(fd)) die(path);
+        }
+    }
+    free(large);
+}
+
+static void processes(const char *root) {
+    char path[PATH];
+    for (int process = 0; process < threads; process++) {
+        snprintf(path, sizeof path, "%s/%d", root, process);
+        if (mkdir(path, 0755)) die(path);
+    }
+    double start = seconds();
+    pid_t children[MOST_THREADS];
+    for (int process = 0; process < threads; process++) {
+        children[process] = fork();
+        if (children[process] < 0) die("fork");
+        if (children[process] == 0) {
+            mixture(root, process);
+            _exit(0);
+        }
+    }
+    for (int process = 0; process < threads; process++) child_ended(children[process]);
+    printf("%.0f\n", (double)count * threads / (seconds() - start));
+}
+
+static void beside(const char *root, const char *file, long mib) {
+    enum { MOST = 1 << 20 };
+    char path[PATH], bytes[ITEM];
+    microseconds = calloc(MOST, sizeof *microseconds);
+    if (!microseconds) die("memory");
+    pid_t child = fork();
+    if (child < 0) die("fork");
+    if (child == 0) {
+        if (!freopen("/dev/null", "w", stdout)) die("/dev/null");
+        stream(file, mib, 1);
+        stream(file, mib, 0);
+        exit(0);
+    }
+    long done = 0;
+    siginfo_t ended = {0};
+    while (done < MOST) {
+        if (waitid(P_PID, (id_t)child, &ended, WEXITED | WNOHANG | WNOWAIT)) die("wait");
+        if (ended.si_pid) break;
+        int number = (int)(done % count);
+        snprintf(path, sizeof path, "%s/item-%06d", root, number);
+        fill(bytes, ITEM, (uint64_t)number, 0);
+        microseconds[done++] = (float)(read_item(path, bytes) * 1e6);
+    }
+    child_ended(child);
+    if (!done) die("nothing was read beside the stream");
+    qsort(microseconds, (size_t)done, sizeof *microseconds, by_size);
+    printf("%.2f %.2f %ld\n", (double)microseconds[done / 2], (double)microseconds[done * 99 / 100], done);
+}
+
 // --- a tree of source code ---------------------------------------------------------------------------------------
 
 static void folder(const char *path) {
@@ -263,17 +366,13 @@ static void time_command(char **command) {
         execvp(command[0], command);
         die(command[0]);
     }
-    int status;
-    if (waitpid(child, &status, 0) < 0) die("wait");
-    if (!WIFEXITED(status) || WEXITSTATUS(status)) {
-        fprintf(stderr, "ops: %s failed\n", command[0]);
-        exit(1);
-    }
+    child_ended(child);
     printf("%.4f\n", seconds() - start);
 }
 
 static int usage(void) {
-    fputs("usage: ops OPERATION DIR COUNT THREADS | write|scan FILE MIB | tree DIR COUNT | time COMMAND...\n", stderr);
+    fputs("usage: ops OPERATION DIR COUNT THREADS | mixed DIR COUNT PROCESSES | beside DIR COUNT FILE MIB\n"
+          "           | write|scan FILE MIB | tree DIR COUNT | time COMMAND...\n", stderr);
     return 2;
 }
 
@@ -291,6 +390,17 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(argv[1], "tree")) {
         tree(argv[2]);
+        return 0;
+    }
+    if (!strcmp(argv[1], "beside")) {
+        if (argc < 6 || atol(argv[5]) < 1) return usage();
+        beside(argv[2], argv[4], atol(argv[5]));
+        return 0;
+    }
+    if (!strcmp(argv[1], "mixed")) {
+        threads = argc > 4 ? atoi(argv[4]) : 8;
+        if (threads < 1 || threads > MOST_THREADS) return usage();
+        processes(argv[2]);
         return 0;
     }
     for (size_t which = 0; which < sizeof operations / sizeof *operations; which++) {

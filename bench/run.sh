@@ -6,10 +6,12 @@
 #   bench/run.sh --quick securefs        small sizes, seconds each: tries the harness, its numbers mean nothing
 #
 #   --rounds N                           how often (3); medians are printed, with the least and the most
+#   --million                            also makes 1,000,000 items in kmsfs and mounts them; takes some minutes more
 #   --as-is | --pinned | --both          on all cores, on one core (CPU, 0 by default), or both (the default)
-#   PEER...                              bindfs gocryptfs gocryptfs-own securefs encfs, and of kmsfs itself kmsfs-group
-#                                        (its user is admitted by a group) and kmsfs-owned (a table without a policy);
-#                                        kmsfs and the plain disk are always there
+#   PEER...                              limit (in memory, does no work: the bound), bindfs gocryptfs gocryptfs-own
+#                                        securefs encfs, and of kmsfs itself kmsfs-group (its user is admitted by a
+#                                        group) and kmsfs-owned (a table without a policy); kmsfs and the plain disk
+#                                        are always there; without `limit` no bound is told
 #
 # Writes bench/RESULTS.md and bench/RESULTS.svg, or with --quick the same below target/bench. Stores lie in WORK_DIR
 # (/var/tmp), which should be on a real disk. Needs root, and Debian's apt for what is missing; empties the kernel's
@@ -33,7 +35,7 @@ usage() {
 }
 
 parse() { # ARGUMENT...
-    rounds='' modes='as-is pinned' quick=0 peers=()
+    rounds='' modes='as-is pinned' quick=0 million=0 peers=()
     while (($#)); do
         case $1 in
             --rounds) [[ ${2-} =~ ^[1-9][0-9]?$ ]] || usage; rounds=$2; shift ;;
@@ -41,13 +43,14 @@ parse() { # ARGUMENT...
             --pinned) modes='pinned' ;;
             --both) modes='as-is pinned' ;;
             --quick) quick=1 ;;
+            --million) million=1 ;;
             kmsfs | plain) ;;
-            bindfs | gocryptfs | gocryptfs-own | securefs | encfs | kmsfs-group | kmsfs-owned) peers+=("$1") ;;
+            limit | bindfs | gocryptfs | gocryptfs-own | securefs | encfs | kmsfs-group | kmsfs-owned) peers+=("$1") ;;
             *) usage ;;
         esac
         shift
     done
-    ((${#peers[@]})) || peers=(bindfs gocryptfs gocryptfs-own securefs encfs)
+    ((${#peers[@]})) || peers=(limit bindfs gocryptfs gocryptfs-own securefs encfs)
     rounds=${rounds:-$((quick ? 1 : 3))}
 }
 
@@ -55,7 +58,7 @@ parse() { # ARGUMENT...
 install_missing() {
     local need peer packages=() wanted=(gcc:gcc gcc:libc6-dev fusermount3:fuse3 fio:fio jq:jq python3:python3)
     for peer in "${peers[@]}"; do
-        [[ $peer == kmsfs* ]] || wanted+=("${peer%-own}:${peer%-own}")
+        [[ $peer == kmsfs* || $peer == limit ]] || wanted+=("${peer%-own}:${peer%-own}")
     done
     for need in "${wanted[@]}"; do
         command -v "${need%%:*}" >/dev/null || packages+=("${need#*:}")
@@ -76,8 +79,10 @@ build() {
         cargo build --quiet --release --locked --manifest-path "$repository/Cargo.toml"
         KMSFS=${CARGO_TARGET_DIR:-$repository/target}/release/kmsfs
     fi
+    cargo build --quiet --release --locked --manifest-path "$repository/Cargo.toml" --example limit --example decide
     mkdir "$W/bin"
     install -m 755 "$KMSFS" "$W/bin/kmsfs"
+    install -m 755 "${CARGO_TARGET_DIR:-$repository/target}"/release/examples/{limit,decide} "$W/bin/"
     gcc -O2 -Wall -Wextra -pthread -o "$W/bin/ops" "$here/ops.c"
 }
 
@@ -95,9 +100,10 @@ facts() {
     fact kmsfs "$("$W/bin/kmsfs" --version | awk '{ print $2 }') ($(
         git -C "$repository" describe --always --dirty 2>/dev/null || echo 'no checkout'))"
     for peer in "${peers[@]}"; do
-        [[ $peer == *-* ]] || fact "$peer" "$(dpkg-query -Wf '${Version}' "$peer" 2>/dev/null || echo 'unknown')"
+        [[ $peer != *-* && $peer != limit ]] || continue
+        fact "$peer" "$(dpkg-query -Wf '${Version}' "$peer" 2>/dev/null || echo 'unknown')"
     done
-    fact sizes "$ITEMS items of 1 KiB, a file of $MIB MiB, a tree of $SOURCES files; rounds: $rounds"
+    fact sizes "$ITEMS items of 1 KiB, files of $MIB and $BESIDE MiB, a tree of $SOURCES files; rounds: $rounds"
 }
 
 # With the first process of the namespaces all others and all mounts go, in their time.
@@ -121,8 +127,8 @@ outside() {
     trap 'exit 130' INT TERM HUP
     chmod 755 "$W"
     [[ $(findmnt -no FSTYPE -T "$W") != tmpfs ]] || say "$WORK_DIR is in memory: set WORK_DIR to a place on a disk"
-    export ITEMS=10000 MIB=256 SOURCES=5000 LIMIT=120
-    if ((quick)); then ITEMS=200 MIB=8 SOURCES=100 LIMIT=20; fi
+    export ITEMS=10000 MIB=256 BESIDE=1024 SOURCES=5000 LIMIT=120 MANY=$((million * 1000000))
+    if ((quick)); then ITEMS=200 MIB=8 BESIDE=16 SOURCES=100 LIMIT=20 MANY=$((million * 2000)); fi
     build
     facts >"$W/facts"
     : >"$W/raw"
@@ -188,6 +194,7 @@ mount_it() {
     case $peer in
         plain) return 0 ;;
         kmsfs*) kmsfs mount "$S" "$M" --key-file "$W/key" --log-file "$W/log" ;;
+        limit) setsid limit "$M" </dev/null & ;;
         bindfs) bindfs -o allow_other "$S" "$M" ;;
         gocryptfs) gocryptfs -q -nosyslog -allow_other -passfile "$W/password" "$S" "$M" ;;
         gocryptfs-own) gocryptfs -q -nosyslog -passfile "$W/password" "$S" "$M" ;;
@@ -210,10 +217,11 @@ attach() {
 
 # Unmounts and waits until the daemon has written everything and is gone, its greatest memory noted.
 detach() {
-    [[ $peer != plain ]] || return 0
+    [[ $peer != plain && -n $(daemons) ]] || return 0
     local pid try
     for pid in $(daemons); do
         awk '/^VmHWM/ { print $2 / 1024 }' "/proc/$pid/status" >>"$W/memory"
+        awk '/^VmRSS/ { print $2 / 1024 }' "/proc/$pid/status" >"$W/memory-end"
     done
     for try in 1 2 3 4 5; do
         ! bounded 60 umount "$M" 2>>"$W/log" || break
@@ -229,12 +237,12 @@ detach() {
 
 flush() { sync -f "$W"; }
 
-# Nothing of it is cached anywhere any more.
+# Nothing of it is cached anywhere any more. What is in memory alone stays mounted.
 cold() {
-    detach || return 1
+    [[ $peer == limit ]] || detach || return 1
     flush
     echo 3 >/proc/sys/vm/drop_caches
-    attach
+    [[ $peer == limit ]] || attach
 }
 
 # Where the load goes: for kmsfs a table that one user's policy admits, with the trail it has by default.
@@ -319,6 +327,40 @@ small_items() {
         measure unlink ops unlink "$items" "$ITEMS" 1
 }
 
+# Several processes: what all of them do in a second, and what a small read takes beside a large transfer.
+company() {
+    local items=$L/company
+    mkdir "$items" "$items"/{mixed,read} &&
+        measure mixed ops mixed "$items/mixed" "$((ITEMS / 5))" 8 &&
+        measure - ops create "$items/read" "$((ITEMS / 20))" 1 &&
+        measure 'beside_p50 beside_p99' ops beside "$items/read" "$((ITEMS / 20))" "$L/beside" "$BESIDE" &&
+        rm -r "$items" "$L/beside"
+}
+
+# What a daemon that has done all this holds, and how long it takes until a store that is not new is mounted.
+remounted() {
+    [[ $peer != plain && $peer != limit ]] || return 0
+    detach || { fail 'did not unmount'; return 1; }
+    record memory_end "$(cat "$W/memory-end")"
+    flush
+    local start=$EPOCHREALTIME end
+    attach || { fail 'did not mount again'; return 1; }
+    end=$EPOCHREALTIME
+    record mount "$(((${end/./} - ${start/./}) / 1000))"
+}
+
+# A decision by itself; nothing of it is on a disk.
+decisions() {
+    [[ $peer == kmsfs ]] || return 0
+    local status=0
+    mkdir "$W/memory-fs"
+    mount -t tmpfs tmpfs "$W/memory-fs" || return 1
+    measure 'decide_remembered decide_anew' decide "$W/memory-fs" || status=1
+    umount "$W/memory-fs"
+    rmdir "$W/memory-fs"
+    return "$status"
+}
+
 synced_items() {
     local items=$L/synced
     mkdir "$items" "$items"/{1,4} &&
@@ -350,7 +392,7 @@ run_one() {
     mkdir -p "$S" "$M"
     : >"$W/log"
     say "$mode, round $round: $peer"
-    if [[ $peer != plain ]] && ! command -v "${peer%-*}" >/dev/null; then
+    if [[ $peer != plain ]] && ! command -v "${peer%%-*}" >/dev/null; then
         fail 'not installed'
     elif ! bounded 60 make >>"$W/log" 2>&1; then
         fail 'no store could be made'
@@ -360,16 +402,38 @@ run_one() {
         fail 'nothing could be made in it'
     elif ! bounded 30 in_force >>"$W/log" 2>&1; then
         fail 'its policy or its trail is not in force'
-    elif small_items && synced_items && large_file && source_tree; then
+    elif small_items && synced_items && company && large_file && source_tree && remounted; then
         if ! detach; then
             fail 'did not unmount'
         elif [[ -s $W/memory ]]; then
             record memory "$(sort -n "$W/memory" | tail -n 1)"
         fi
+        decisions || true
     fi
     abort
     rm -rf --one-file-system "$S"
     flush
+}
+
+# So many items that whatever looked at each would show.
+many_items() {
+    peer=kmsfs mode='as-is' round=1 S=$W/store M=$W/mount L=$W/mount/load deadline=$((SECONDS + 7200))
+    local LIMIT=3600
+    rm -rf --one-file-system "$W/memory" "$S" "$W/anchor"
+    mkdir -p "$S" "$M"
+    : >"$W/log"
+    say "$MANY items"
+    if bounded 60 make >>"$W/log" 2>&1 && attach && bounded 30 prepare >>"$W/log" 2>&1; then
+        measure - ops create "$L" "$MANY" 1 && cold && detach && flush && echo 3 >/proc/sys/vm/drop_caches
+        local start=$EPOCHREALTIME end
+        if attach; then
+            end=$EPOCHREALTIME
+            record mount_many "$(((${end/./} - ${start/./}) / 1000))"
+        fi
+        detach || fail 'did not unmount'
+    fi
+    abort
+    rm -rf --one-file-system "$S"
 }
 
 inside() { # ROUNDS MODES FILE-SYSTEM...
@@ -396,6 +460,8 @@ inside() { # ROUNDS MODES FILE-SYSTEM...
             done
         done
     done
+    taskset -pc "$cores" $$ >/dev/null
+    ((MANY == 0)) || many_items
 }
 
 if [[ ${1-} == --inside ]]; then inside "${@:2}"; else outside "$@"; fi

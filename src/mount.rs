@@ -106,8 +106,9 @@ pub fn block_end_signals() -> io::Result<()> {
 }
 
 /// What a daemon gives up and takes before it holds a secret or starts a thread: no core dumps, as many open files as
-/// it may have, its umask, CAP_SYS_RESOURCE.
+/// it may have, its umask, CAP_SYS_RESOURCE; and how it shares memory between threads.
 pub fn harden() -> io::Result<()> {
+    sys::share_memory_pools();
     sys::forbid_core_dumps()?;
     sys::raise_open_files()?;
     // Modes come with the requests.

@@ -17,10 +17,11 @@ pub use process::{
     raise_open_files, thread_credentials,
 };
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 
 /// Which of two processes [`fork`] returned in.
@@ -160,6 +161,57 @@ pub fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let descriptor: libc::c_int = unsafe { ptr::read_unaligned(libc::CMSG_DATA(header).cast()) };
     // SAFETY: the kernel has just installed the descriptor for this process; nobody else has its number.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// getxattrat(2), which Linux has from 6.13 on: an attribute of `name` in `dir`, of a symbolic link itself. Gives the
+/// value's length.
+///
+/// # Errors
+/// ENOSYS where the kernel has no such call.
+#[expect(unsafe_code, reason = "getxattrat(2)")]
+pub fn getxattr_at(dir: BorrowedFd<'_>, name: &OsStr, key: &OsStr, buffer: &mut [u8]) -> io::Result<usize> {
+    #[repr(C, align(8))]
+    struct Arguments {
+        value: u64,
+        size: u32,
+        flags: u32,
+    }
+    // Newer than the libc crate's list; the same on every architecture.
+    const GETXATTRAT: libc::c_long = 464;
+    let (name, key) = (CString::new(name.as_bytes())?, CString::new(key.as_bytes())?);
+    let mut arguments = Arguments {
+        value: buffer.as_mut_ptr().expose_provenance() as u64,
+        size: u32::try_from(buffer.len()).unwrap_or(u32::MAX),
+        flags: 0,
+    };
+    // SAFETY: both strings end in a zero byte; `arguments` has the layout of struct xattr_args and is as long as said; the
+    // kernel writes at most `size` bytes to `value`, which is `buffer`, borrowed for the call.
+    let length = unsafe {
+        libc::syscall(
+            GETXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            key.as_ptr(),
+            &raw mut arguments,
+            mem::size_of::<Arguments>(),
+        )
+    };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
+}
+
+/// Few of the pools from which the C library gives memory to threads: each keeps what its threads have given back, and
+/// threads here take turns. What is larger than any transfer comes from the kernel each time, untouched until it is used;
+/// what a transfer needs stays for the next one. To be called before other threads are started.
+#[expect(unsafe_code, reason = "mallopt(3)")]
+pub fn share_memory_pools() {
+    #[cfg(target_env = "gnu")]
+    for (setting, value) in
+        [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, 4 << 20), (libc::M_TRIM_THRESHOLD, 8 << 20)]
+    {
+        // SAFETY: takes two numbers; what it cannot do it leaves as it is.
+        unsafe { libc::mallopt(setting, value) };
+    }
 }
 
 /// Keeps `bytes` from being swapped out; see mlock(2). Undone by [`unlock_memory`].

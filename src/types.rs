@@ -1,6 +1,7 @@
 //! Level 0: the words that every layer shares. Plain values without behaviour of their own; nothing here reads
 //! a file, a clock or a key.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
@@ -276,6 +277,15 @@ impl EncryptionContext {
     }
 }
 
+/// [`text_of_path`], borrowed where the path is its own text.
+#[must_use]
+pub fn text_of_path_in(path: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(path) {
+        Ok(text) if !text.contains('\u{fffd}') => Cow::Borrowed(text),
+        Ok(_) | Err(_) => Cow::Owned(text_of_path(path)),
+    }
+}
+
 /// A path as text, one to one: valid UTF-8 stands as it is; each byte that is not part of valid UTF-8, and each byte
 /// of a real U+FFFD, becomes U+FFFD and two hexadecimal digits. Two paths never give the same text, so that no odd
 /// name can pass for another in a policy's condition.
@@ -353,6 +363,9 @@ mod tests {
         assert_eq!(text_of_path(b"a\xff"), "a\u{fffd}ff");
         assert_eq!(text_of_path("a\u{fffd}".as_bytes()), "a\u{fffd}ef\u{fffd}bf\u{fffd}bd");
         assert_ne!(text_of_path("a\u{fffd}ff".as_bytes()), text_of_path(b"a\xff"));
+        for path in [b"a/b".as_slice(), b"", b"a\xff", "\u{fffd}".as_bytes(), "\u{e9}".as_bytes()] {
+            assert_eq!(text_of_path_in(path), text_of_path(path));
+        }
     }
 
     #[test]

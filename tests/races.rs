@@ -1,5 +1,5 @@
 //! The file system called from several threads at once, without FUSE between, so that races that the kernel makes rare
-//! come often: decisions against changes of the policy, one item against itself.
+//! come often: decisions against changes of the policy, one item against itself, what is remembered against what is.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers with it")]
 
@@ -325,4 +325,142 @@ fn no_name_that_goes_is_taken_for_tampering() {
     });
     moved.unwrap();
     assert!(opened > 0);
+}
+
+const ACCESS_ACL: &str = "system.posix_acl_access";
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+/// An ACL as the kernel hands it out: owner, group and others, and bob, with a mask.
+fn acl(owner: u16, group: u16, mask: u16, others: u16) -> Vec<u8> {
+    let none = u32::MAX;
+    let entries = [(1, owner, none), (2, 4, BOB.uid), (4, group, none), (0x10, mask, none), (0x20, others, none)];
+    let entry = |(tag, bits, id): (u16, u16, u32)| {
+        [tag.to_le_bytes().as_slice(), &bits.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    [2_u32.to_le_bytes().to_vec(), entries.into_iter().flat_map(entry).collect()].concat()
+}
+
+#[test]
+fn an_attribute_that_comes_by_a_retired_inode_is_seen_by_its_successor() {
+    let rig = Rig::new();
+    rig.key("add-user uid:61002");
+    let old = rig.item("x", b"text");
+    rig.fs.open(&BOB, old, libc::O_RDONLY).unwrap();
+    rig.key("remove-user uid:61002");
+    let new = rig.lookup("x");
+    assert_ne!(old, new);
+    let name = OsStr::new(ACCESS_ACL);
+    for _ in 0..2 {
+        for ino in [old, new] {
+            assert!(matches!(rig.fs.getxattr(&ALICE, ino, name), Err(FsError::NoAttribute)));
+        }
+        rig.fs.setxattr(&ALICE, old, name, &acl(7, 5, 5, 0), 0).unwrap();
+        for ino in [old, new] {
+            assert_eq!(rig.fs.getxattr(&ALICE, ino, name).unwrap(), acl(7, 5, 5, 0));
+        }
+        rig.fs.removexattr(&ALICE, new, name).unwrap();
+    }
+}
+
+#[test]
+fn an_attribute_that_is_set_while_it_is_asked_for_is_not_remembered_as_missing() {
+    let rig = Rig::new();
+    let ino = rig.item("x", b"text");
+    let name = OsStr::new(ACCESS_ACL);
+    let ask = || rig.fs.getxattr(&ALICE, ino, name);
+    for _ in 0..2000 {
+        let both = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                both.wait();
+                let _ = ask();
+            });
+            both.wait();
+            rig.fs.setxattr(&ALICE, ino, name, &acl(7, 5, 5, 0), 0).unwrap();
+        });
+        ask().expect("it was set before");
+        rig.fs.removexattr(&ALICE, ino, name).unwrap();
+    }
+}
+
+#[test]
+fn what_a_folder_hands_down_follows_its_changes() {
+    let rig = Rig::new();
+    let folder = rig.fs.mkdir(&ALICE, rig.table, OsStr::new("d"), 0o755, 0).unwrap().value.attr.ino;
+    let made = |name: &str| {
+        let (entry, opened) = rig.fs.create(&ALICE, folder, OsStr::new(name), 0o666, 0o022, libc::O_WRONLY).unwrap();
+        rig.fs.release(entry.attr.ino, opened.fh);
+        (entry.attr.perm, entry.attr.uid, entry.attr.gid)
+    };
+    let change = |mode, gid| {
+        let change = SetAttr { mode, gid, ..SetAttr::default() };
+        rig.fs.setattr(&ROOT, folder, &change).unwrap();
+    };
+    assert_eq!(made("plain"), (0o644, ALICE.uid, ALICE.gid));
+    change(None, Some(62_000));
+    assert_eq!(made("of another group, which it does not hand down"), (0o644, ALICE.uid, ALICE.gid));
+    change(Some(0o2775), None);
+    assert_eq!(made("of its group"), (0o644, ALICE.uid, 62_000));
+    rig.fs.setxattr(&ROOT, folder, OsStr::new(DEFAULT_ACL), &acl(7, 7, 6, 0), 0).unwrap();
+    assert_eq!(made("by its ACL, whatever the umask"), (0o660, ALICE.uid, 62_000));
+    rig.fs.removexattr(&ROOT, folder, OsStr::new(DEFAULT_ACL)).unwrap();
+    change(Some(0o755), None);
+    assert_eq!(made("plain again"), (0o644, ALICE.uid, ALICE.gid));
+}
+
+/// Names and where the listing goes on after each, at most `most` of them.
+fn page(rig: &Rig, fh: u64, offset: i64, most: usize) -> Vec<(String, i64)> {
+    let mut page = Vec::new();
+    rig.fs
+        .readdir(&ALICE, rig.table, fh, offset, false, &mut |item| {
+            if page.len() == most {
+                return true;
+            }
+            page.push((item.name.to_str().unwrap().to_owned(), item.offset_next));
+            false
+        })
+        .unwrap();
+    page
+}
+
+/// As where the kernel gives the beginning of a listing from what it kept, and asks for the rest.
+#[test]
+fn a_listing_goes_on_after_the_same_name_whatever_came_and_went() {
+    let rig = Rig::new();
+    for number in 0..60 {
+        rig.item(&format!("item {number}"), b"");
+    }
+    let first = rig.fs.opendir(&ALICE, rig.table, 0).unwrap();
+    assert!(first.cache_dir && first.keep_cache);
+    let begun = page(&rig, first.fh, 0, 22);
+    let whole = page(&rig, first.fh, begun.last().unwrap().1, usize::MAX);
+    assert_eq!(begun.len() + whole.len(), 62);
+    let held = rig.fs.opendir(&ALICE, rig.table, 0).unwrap();
+    assert_eq!(page(&rig, held.fh, 0, 22), begun);
+    // All that was given is removed but the last, some of the rest too, and others come.
+    for (name, _) in begun.iter().skip(2).take(19).chain(whole.iter().step_by(5)) {
+        rig.fs.unlink(&ALICE, rig.table, OsStr::new(name)).unwrap();
+    }
+    for number in 0..30 {
+        rig.item(&format!("new {number}"), b"");
+    }
+    let second = rig.fs.opendir(&ALICE, rig.table, 0).unwrap();
+    let rest = page(&rig, second.fh, begun.last().unwrap().1, usize::MAX);
+    let old: Vec<_> = rest.iter().filter(|(name, _)| name.starts_with("item")).collect();
+    let expected: Vec<_> = whole.iter().enumerate().filter(|(index, _)| index % 5 != 0).map(|(_, name)| name).collect();
+    assert_eq!(old, expected);
+    // The one that had begun gives what was there when it began, each once.
+    assert_eq!(page(&rig, held.fh, begun.last().unwrap().1, usize::MAX), whole);
+    assert!(page(&rig, second.fh, rest.last().unwrap().1, usize::MAX).is_empty());
+}
+
+#[test]
+fn a_name_that_is_missing_may_be_remembered_as_such() {
+    let rig = Rig::new();
+    let entry = rig.fs.lookup(&ALICE, rig.table, OsStr::new("x")).unwrap();
+    assert!(entry.attr.ino == 0 && !entry.ttl.is_zero());
+    // Where names come without the kernel's doing, it is an error, of which the kernel keeps nothing.
+    for (parent, name) in [(1, "no-table"), (rig.find(&[".kms"]), "nothing"), (rig.find(&[".kms", "keys"]), "no-key")] {
+        assert!(matches!(rig.fs.lookup(&ROOT, parent, OsStr::new(name)), Err(FsError::NotFound)), "{name}");
+    }
 }

@@ -8,6 +8,10 @@ use serde_json::{Map, Value};
 
 use crate::types::EncryptionContext;
 
+const VERSION: &str = "1.0";
+const SOURCE: &str = "kmsfs";
+const UNIX_USER: &str = "UnixUser";
+
 /// What is written to the trail.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,7 +58,7 @@ impl UserIdentity {
     /// A caller of a mount.
     #[must_use]
     pub fn unix(uid: u32, gid: u32, pid: u32) -> Self {
-        Self::of("UnixUser", uid, gid, pid)
+        Self::of(UNIX_USER, uid, gid, pid)
     }
 
     /// Somebody who holds the root of trust and works on the store itself.
@@ -90,9 +94,9 @@ impl Event {
     #[must_use]
     pub fn new(name: &str, user_identity: UserIdentity) -> Self {
         Self {
-            event_version: "1.0".to_owned(),
+            event_version: VERSION.to_owned(),
             event_time: format_time(SystemTime::now()),
-            event_source: "kmsfs".to_owned(),
+            event_source: SOURCE.to_owned(),
             event_name: name.to_owned(),
             user_identity,
             error_code: None,
@@ -144,14 +148,144 @@ impl Event {
     }
 }
 
+/// An open that decrypts, told from where its parts stand. Most opens are followed by nothing that costs more than their
+/// record, so that this one is written without an [`Event`] being made first; its text is the same.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenedItem<'a> {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
+    pub user_name: Option<&'a str>,
+    /// Id and name, as of the table.
+    pub key: (&'a str, &'a str),
+    pub table: (&'a str, &'a str),
+    /// The path inside the table.
+    pub item: &'a str,
+    pub decided_by: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OpenedText<'a> {
+    event_version: &'a str,
+    event_time: &'a str,
+    event_source: &'a str,
+    event_name: &'a str,
+    user_identity: IdentityText<'a>,
+    request_parameters: ParametersText<'a>,
+    resources: [ResourceText<'a>; 2],
+    additional_event_data: DataText<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IdentityText<'a> {
+    r#type: &'a str,
+    uid: u32,
+    gid: u32,
+    pid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_name: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ParametersText<'a> {
+    encryption_context: ContextText<'a>,
+}
+
+#[derive(Serialize)]
+struct ContextText<'a> {
+    #[serde(rename = "kmsfs:item")]
+    item: &'a str,
+    #[serde(rename = "kmsfs:table")]
+    table: &'a str,
+}
+
+#[derive(Serialize)]
+struct ResourceText<'a> {
+    r#type: &'a str,
+    id: &'a str,
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DataText<'a> {
+    decided_by: &'a str,
+}
+
+impl OpenedItem<'_> {
+    /// Appends the event's text.
+    pub(super) fn write_to(&self, time: SystemTime, text: &mut Vec<u8>) {
+        let resource = |r#type, (id, name)| ResourceText { r#type, id, name };
+        let time = TimeText::of(time);
+        let event = OpenedText {
+            event_version: VERSION,
+            event_time: time.as_str(),
+            event_source: SOURCE,
+            event_name: "Decrypt",
+            user_identity: IdentityText {
+                r#type: UNIX_USER,
+                uid: self.uid,
+                gid: self.gid,
+                pid: self.pid,
+                user_name: self.user_name,
+            },
+            request_parameters: ParametersText {
+                encryption_context: ContextText { item: self.item, table: self.table.1 },
+            },
+            resources: [resource("kmsfs::Key", self.key), resource("kmsfs::Table", self.table)],
+            additional_event_data: DataText { decided_by: self.decided_by },
+        };
+        // Writing to a Vec cannot fail, and strings and numbers are always JSON.
+        let _ = serde_json::to_writer(text, &event);
+    }
+}
+
 /// A time as ISO 8601 in UTC with milliseconds: `2026-01-31T23:59:59.000Z`. What lies before 1970 is 1970.
 #[must_use]
 pub fn format_time(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second_of_day) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+    TimeText::of(time).as_str().to_owned()
+}
+
+/// The text of a time, made without an allocation.
+struct TimeText([u8; 36], usize);
+
+impl TimeText {
+    fn of(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (days, second_of_day) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+        let (year, month, day) = civil(days);
+        let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+        let mut text = Self([0; 36], 0);
+        text.number(year, (year.checked_ilog10().unwrap_or(0) + 1).max(4));
+        let parts = [(b'-', month, 2), (b'-', day, 2), (b'T', hour, 2), (b':', minute, 2), (b':', second, 2)];
+        for (before, number, digits) in parts.into_iter().chain([(b'.', since.subsec_millis().into(), 3)]) {
+            text.push(before);
+            text.number(number, digits);
+        }
+        text.push(b'Z');
+        text
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.0.get_mut(self.1) {
+            *place = byte;
+            self.1 += 1;
+        }
+    }
+
+    fn number(&mut self, number: u64, digits: u32) {
+        for power in (0..digits).rev() {
+            self.push(b'0' + u8::try_from(number / 10_u64.pow(power) % 10).unwrap_or_default());
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        // INVARIANT: digits and signs of ASCII.
+        self.0.get(..self.1).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
+    }
 }
 
 /// Year, month and day, of a number of days since 1970-01-01 in the Gregorian calendar: years are counted from March,
@@ -184,11 +318,43 @@ mod tests {
             (1_735_689_599, "2024-12-31T23:59:59.000Z"),
             (4_107_542_400, "2100-03-01T00:00:00.000Z"),
             (253_402_300_799, "9999-12-31T23:59:59.000Z"),
+            (253_402_300_800, "10000-01-01T00:00:00.000Z"),
         ] {
             assert_eq!(format_time(UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
         assert_eq!(format_time(UNIX_EPOCH + Duration::from_millis(1)), "1970-01-01T00:00:00.001Z");
         assert_eq!(format_time(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn the_text_of_an_open_is_that_of_its_event() {
+        for (user_name, item) in [(Some("alice"), "a/b \"c\"\n\u{fffd}ff"), (None, "")] {
+            let time = UNIX_EPOCH + Duration::from_millis(1_735_689_599_123);
+            let opened = OpenedItem {
+                uid: 1001,
+                gid: 100,
+                pid: 7,
+                user_name,
+                key: ("6b", "key of \\orders"),
+                table: ("74", "orders"),
+                item,
+                decided_by: "Key users (statement 2 of the key policy)",
+            };
+            let mut identity = UserIdentity::unix(opened.uid, opened.gid, opened.pid);
+            identity.user_name = user_name.map(ToOwned::to_owned);
+            let resource = |(id, name): (&str, &str)| (Some(id.to_owned()), Some(name.to_owned()));
+            let ((key, key_name), (table, table_name)) = (resource(opened.key), resource(opened.table));
+            let event = Event::new("Decrypt", identity)
+                .at(time)
+                .parameter("encryptionContext", serde_json::json!({"kmsfs:item": item, "kmsfs:table": opened.table.1}))
+                .resource("kmsfs::Key", key, key_name)
+                .resource("kmsfs::Table", table, table_name)
+                .detail("decidedBy", opened.decided_by);
+            let mut text = b"before".to_vec();
+            opened.write_to(time, &mut text);
+            let expected = serde_json::to_string(&event).unwrap();
+            assert_eq!(std::str::from_utf8(&text).unwrap(), format!("before{expected}"));
+        }
     }
 
     #[test]

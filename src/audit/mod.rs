@@ -15,6 +15,6 @@ mod trail;
 mod verify;
 
 pub use error::AuditError;
-pub use event::{Event, Resource, UserIdentity, format_time};
+pub use event::{Event, OpenedItem, Resource, UserIdentity, format_time};
 pub use trail::{Trail, TrailFound};
 pub use verify::{Events, Fault, FaultKind, Position, Recorded, Report, TrailReader};

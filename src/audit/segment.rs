@@ -101,21 +101,53 @@ fn aad(segment: u64, sequence: u64, before: Chain) -> Aad {
     Aad::new("kmsfs v1 trail").u64(segment).u64(sequence).bytes(&before.0)
 }
 
-/// A record's bytes, the end mark after it, and its head.
-pub(super) fn seal(
-    key: &AeadKey,
-    segment: u64,
-    sequence: u64,
-    before: Chain,
-    text: &[u8],
-) -> Result<(Vec<u8>, Chain), CryptoError> {
-    let sealed = key.seal_box(&aad(segment, sequence, before), text)?;
-    let length = u32::try_from(sealed.len()).map_err(|_| CryptoError::TooLong)?;
-    let mut bytes = Vec::with_capacity(sealed.len() + 8);
-    bytes.extend_from_slice(&length.to_le_bytes());
-    bytes.extend_from_slice(&sealed);
-    bytes.extend_from_slice(&END_MARK);
-    Ok((bytes, before.extended(&sealed)))
+/// A record on its way into a segment: first an event's text, with room before it, then sealed where it stands.
+#[derive(Debug, Default)]
+pub(super) struct Draft(Vec<u8>);
+
+/// What stands before a record's text.
+const LENGTH_LEN: usize = 4;
+const TEXT_AT: usize = LENGTH_LEN + NONCE_LEN;
+
+impl Draft {
+    pub(super) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Starts anew, keeping the memory.
+    pub(super) fn clear(&mut self) -> &mut Vec<u8> {
+        self.0.clear();
+        self.0.resize(TEXT_AT, 0);
+        &mut self.0
+    }
+
+    pub(super) fn text_len(&self) -> usize {
+        self.0.len().saturating_sub(TEXT_AT)
+    }
+
+    /// Seals the text. Afterwards the draft is the record's bytes and the end mark after it; gives its head.
+    pub(super) fn seal(
+        &mut self,
+        key: &AeadKey,
+        segment: u64,
+        sequence: u64,
+        before: Chain,
+    ) -> Result<Chain, CryptoError> {
+        let (prefix, text) = self.0.split_at_mut_checked(TEXT_AT).ok_or(CryptoError::TooShort)?;
+        let sealed = key.seal_random(aad(segment, sequence, before).as_bytes(), text)?;
+        let length = u32::try_from(NONCE_LEN + text.len() + TAG_LEN).map_err(|_| CryptoError::TooLong)?;
+        let (length_at, nonce_at) = prefix.split_at_mut(LENGTH_LEN);
+        length_at.copy_from_slice(&length.to_le_bytes());
+        nonce_at.copy_from_slice(&sealed.nonce);
+        self.0.extend_from_slice(&sealed.tag);
+        let head = before.extended(self.0.get(LENGTH_LEN..).unwrap_or_default());
+        self.0.extend_from_slice(&END_MARK);
+        Ok(head)
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// What stands at a place in a segment.

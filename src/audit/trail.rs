@@ -5,18 +5,19 @@
 //! steps of 1 MiB; the last 128 KiB of it are for urgent events, so that those who free space can be written down when
 //! everybody else is refused.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rustix::io::Errno;
 
 use super::error::AuditError;
-use super::event::Event;
+use super::event::{Event, OpenedItem};
 use super::flood::{Floods, Verdict};
-use super::segment::{END_MARK, HEADER_LEN, Header, MAX_EVENT_LEN, RECORD_OVERHEAD, seal};
+use super::segment::{Draft, END_MARK, HEADER_LEN, Header, MAX_EVENT_LEN, RECORD_OVERHEAD};
 use super::verify::{AUDIT_DIR, Fault, Report, TrailReader, Walk};
 use crate::crypto::{AeadKey, Chain, Key256};
 use crate::store::storage::write_replace;
@@ -162,13 +163,28 @@ impl Trail {
     }
 
     pub(super) fn append_at(&self, event: &Event, now: Instant, urgent: bool) -> Result<(), AuditError> {
-        let text = text_of(event)?;
-        let mut inner = self.lock()?;
-        self.write_counted(&mut inner, now, false)?;
-        match inner.floods.judge(event, now) {
-            Verdict::Write => self.put(&mut inner, &text, urgent),
-            Verdict::Counted => Ok(()),
-        }
+        with_draft(|draft| {
+            write_text(draft, event)?;
+            let mut inner = self.lock()?;
+            self.write_counted(&mut inner, now, false)?;
+            match inner.floods.judge(event, now) {
+                Verdict::Write => self.put(&mut inner, draft, urgent),
+                Verdict::Counted => Ok(()),
+            }
+        })
+    }
+
+    /// The same for an open that decrypts.
+    pub fn append_opened(&self, opened: &OpenedItem<'_>) -> Result<(), AuditError> {
+        with_draft(|draft| {
+            opened.write_to(SystemTime::now(), draft.clear());
+            if draft.text_len() > MAX_EVENT_LEN {
+                return Err(AuditError::TooLarge);
+            }
+            let mut inner = self.lock()?;
+            self.write_counted(&mut inner, Instant::now(), false)?;
+            self.put(&mut inner, draft, false)
+        })
     }
 
     /// Writes the counts of floods that are over. To be called about once a second.
@@ -241,7 +257,8 @@ impl Trail {
     fn write_counted(&self, inner: &mut Inner, now: Instant, all: bool) -> Result<(), AuditError> {
         let mut events = inner.floods.over(now, all).into_iter();
         while let Some(event) = events.next() {
-            let written = text_of(&event).and_then(|text| self.put(inner, &text, true));
+            let mut draft = Draft::default();
+            let written = write_text(&mut draft, &event).and_then(|()| self.put(inner, &mut draft, true));
             if let Err(error) = written {
                 for event in std::iter::once(event).chain(events) {
                     inner.floods.put_back(&event, now);
@@ -253,8 +270,8 @@ impl Trail {
     }
 
     /// Seals and writes one record at the tip.
-    fn put(&self, inner: &mut Inner, text: &[u8], urgent: bool) -> Result<(), AuditError> {
-        let needed = (RECORD_OVERHEAD + text.len() + END_MARK.len()) as u64;
+    fn put(&self, inner: &mut Inner, draft: &mut Draft, urgent: bool) -> Result<(), AuditError> {
+        let needed = (RECORD_OVERHEAD + draft.text_len() + END_MARK.len()) as u64;
         let at = inner.segment.as_ref().map(|segment| segment.at);
         if at.is_none_or(|at| at.saturating_add(needed) > inner.rotate_at) {
             match (self.begin_segment(inner), at) {
@@ -268,8 +285,8 @@ impl Trail {
         let segment = inner.segment.as_mut().ok_or(AuditError::NoSpace)?;
         segment.reserve(needed, if urgent { 0 } else { RESERVE })?;
         let sequence = tip.sequence.saturating_add(1);
-        let (bytes, head) = seal(&segment.key, segment.number, sequence, Chain(tip.head), text)?;
-        if let Err(source) = segment.file.write_all_at(&bytes, segment.at) {
+        let head = draft.seal(&segment.key, segment.number, sequence, Chain(tip.head))?;
+        if let Err(source) = segment.file.write_all_at(draft.bytes(), segment.at) {
             // Whatever was written of it must be gone, or it would look like tampering later.
             if segment.wipe(needed).is_err() {
                 inner.closed = true;
@@ -399,10 +416,22 @@ fn flush(dir: &dyn Dir, segment: u64) -> Result<(), AuditError> {
     }
 }
 
-fn text_of(event: &Event) -> Result<Vec<u8>, AuditError> {
+thread_local! {
+    /// What a record is written in, kept for the next one.
+    static DRAFT: Cell<Draft> = const { Cell::new(Draft::new()) };
+}
+
+fn with_draft<T>(work: impl FnOnce(&mut Draft) -> T) -> T {
+    let mut draft = DRAFT.take();
+    let done = work(&mut draft);
+    DRAFT.set(draft);
+    done
+}
+
+fn write_text(draft: &mut Draft, event: &Event) -> Result<(), AuditError> {
     // INVARIANT: an event is of strings, numbers and maps with string keys, which JSON can always express.
-    let text = serde_json::to_vec(event).map_err(|_| AuditError::TooLarge)?;
-    if text.len() > MAX_EVENT_LEN { Err(AuditError::TooLarge) } else { Ok(text) }
+    serde_json::to_writer(draft.clear(), event).map_err(|_| AuditError::TooLarge)?;
+    if draft.text_len() > MAX_EVENT_LEN { Err(AuditError::TooLarge) } else { Ok(()) }
 }
 
 fn no_space_or(error: io::Error, doing: &'static str) -> AuditError {

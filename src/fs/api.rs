@@ -60,6 +60,30 @@ pub struct Entry {
     pub ttl: Duration,
 }
 
+impl Entry {
+    /// There is no such name, and the kernel may keep that for a while: the number 0 stands for it.
+    #[must_use]
+    pub fn absent(ttl: Duration) -> Self {
+        let none = (0, 0);
+        let attr = Attr {
+            ino: 0,
+            size: 0,
+            blocks: 0,
+            atime: none,
+            mtime: none,
+            ctime: none,
+            kind: Kind::File,
+            perm: 0,
+            nlink: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 0,
+        };
+        Self { attr, generation: 0, ttl }
+    }
+}
+
 /// An open file or directory.
 #[expect(clippy::struct_excessive_bools, reason = "independent flags, each with a name")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -145,7 +169,7 @@ pub struct StatFs {
 #[derive(Debug)]
 pub struct DirItem<'a> {
     pub ino: u64,
-    /// Where a listing goes on after this name.
+    /// Where a listing goes on after this name, whatever else comes and goes.
     pub offset_next: i64,
     pub kind: Kind,
     pub name: &'a OsStr,
@@ -278,6 +302,7 @@ pub type Emit<'a> = dyn FnMut(DirItem<'_>) -> bool + 'a;
 /// `mode` of what is created comes unmasked, with the creator's `umask`: it applies unless the directory has a default
 /// ACL, which then does (acl(5), 'Object creation and default ACLs').
 pub trait Operations: Send + Sync + 'static {
+    /// For a name that is not there an error, or [`Entry::absent`].
     fn lookup(&self, caller: &Caller, parent: u64, name: &OsStr) -> FsResult<Entry>;
     /// The kernel forgets `lookups` of the entries that it was given.
     fn forget(&self, ino: u64, lookups: u64);

@@ -98,6 +98,25 @@ impl FileSystem {
     }
 
     pub(super) fn change_attributes(&self, caller: &Caller, inode: &Arc<Inode>, change: &SetAttr) -> FsResult<()> {
+        let done = self.try_change_attributes(caller, inode, change);
+        // Folders alone hand anything down, and a folder's inode is never retired.
+        inode.known.owner_or_mode_changed();
+        done
+    }
+
+    /// What was known of the extended attributes of a backing file is not known any more. To be called after every change
+    /// of them, before it is answered.
+    pub(super) fn attributes_changed(&self, inode: &Inode) {
+        inode.known.attributes_changed();
+        // By an open file of a retired inode, what has taken its place is changed.
+        if inode.is_retired()
+            && let Some(current) = self.inodes.find_backing(inode.backing)
+        {
+            current.known.attributes_changed();
+        }
+    }
+
+    fn try_change_attributes(&self, caller: &Caller, inode: &Arc<Inode>, change: &SetAttr) -> FsResult<()> {
         if let Some(size) = change.size {
             self.change_size(caller, inode, size, change.fh)?;
         }

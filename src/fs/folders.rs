@@ -1,16 +1,19 @@
 //! Folders inside tables: looked into, made, removed.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::FileSystem;
 use super::api::{Caller, Entry, FsError, FsResult, Kind};
 use super::attributes::kind_of_item;
 use super::inodes::{Backing, Body, Found, Inode, ItemBody, Place};
+use super::known::Heritage;
 use super::subject::Asker;
+use super::xattrs::DEFAULT_ACL;
+use super::{FileSystem, TTL};
 use crate::kms::{ItemAsked, KmsError, NamesMode};
 use crate::store::{Dir, Stat};
-use crate::table::{Folder, Item, StoredName, TableError};
+use crate::table::{Item, StoredName, TableError};
 use crate::types::Action;
 
 const SET_GID: u32 = 0o2000;
@@ -29,15 +32,27 @@ impl FileSystem {
                 Err(error) => return Err(error.into()),
             }
         }
-        let stored = parent.folder()?.seal_name(name)?;
-        let (inode, stat) = self.inode_named(parent, name, &stored)?;
+        let folder = parent.folder()?;
+        let stored = folder.seal_name(name)?;
+        let stat = match folder.dir().stat(stored.on_disk()) {
+            // A name appears in a folder by calls that the kernel makes, and it knows then.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && Self::is_open_to_all(parent)? => {
+                return Ok(Entry::absent(TTL));
+            }
+            stat => stat?,
+        };
+        let inode = self.inode_of(parent, name, &stored, &stat)?;
         self.entry(&inode, &stat)
+    }
+
+    /// Whether everybody whom Unix lets is told the same of a folder's names.
+    pub(super) fn is_open_to_all(folder: &Inode) -> FsResult<bool> {
+        Ok(folder.table()?.record().settings.names == NamesMode::Open)
     }
 
     /// An entry whose name in the backing directory is known from a listing.
     pub(super) fn entry_on_disk(&self, parent: &Arc<Inode>, name: &[u8], on_disk: &OsStr) -> FsResult<Entry> {
-        let stored = parent.folder()?.seal_name(name)?;
-        debug_assert_eq!(stored.on_disk(), on_disk);
+        let stored = parent.folder()?.listed_name(name, on_disk)?;
         let (inode, stat) = self.inode_named(parent, name, &stored)?;
         self.entry(&inode, &stat)
     }
@@ -113,12 +128,28 @@ impl FileSystem {
     }
 
     /// Who owns what a caller makes in a folder, and its mode: of the folder's group where that is set-group-id.
-    pub(super) fn ownership(caller: &Caller, folder: &Folder, mode: u32, umask: u32) -> FsResult<Ownership> {
-        let stat = folder.dir().stat_self()?;
-        let inherits = stat.mode & SET_GID != 0;
-        let gid = if inherits { stat.gid } else { caller.gid };
-        let mode = creation_mode(folder.dir().as_ref(), mode, umask);
-        Ok(Ownership { owner: Some((caller.uid, gid)), mode, inherits })
+    pub(super) fn ownership(caller: &Caller, parent: &Inode, mode: u32, umask: u32) -> FsResult<Ownership> {
+        let heritage = Self::heritage(parent)?;
+        let gid = heritage.gid.unwrap_or(caller.gid);
+        let mode = limited_mode(heritage.limit, mode, umask);
+        Ok(Ownership { owner: (caller.uid, gid), mode, heritage })
+    }
+
+    fn heritage(parent: &Inode) -> FsResult<Heritage> {
+        if let Some(heritage) = parent.known.heritage() {
+            return Ok(heritage);
+        }
+        let look = parent.known.look();
+        let dir = parent.folder()?.dir();
+        let stat = dir.stat_self()?;
+        let gid = (stat.mode & SET_GID != 0).then_some(stat.gid);
+        let acl = dir.getxattr(None, OsStr::from_bytes(DEFAULT_ACL));
+        let lasting = acl.as_ref().map_or_else(is_no_acl, |_| true);
+        let heritage = Heritage { gid, limit: acl.ok().as_deref().and_then(acl_limit) };
+        if lasting {
+            parent.known.found_heritage(look, heritage);
+        }
+        Ok(heritage)
     }
 
     pub(super) fn make_folder(
@@ -132,9 +163,9 @@ impl FileSystem {
         let folder = parent.folder()?;
         self.may_create(&self.asker_for(caller, parent.table()?), parent, name)?;
         let stored = folder.seal_name(name)?;
-        let owned = Self::ownership(caller, folder, mode, umask)?;
-        let mode = if owned.inherits { owned.mode | SET_GID } else { owned.mode };
-        let made = folder.create_folder(&stored, mode, owned.owner)?;
+        let owned = Self::ownership(caller, parent, mode, umask)?;
+        let mode = if owned.heritage.gid.is_some() { owned.mode | SET_GID } else { owned.mode };
+        let made = folder.create_folder(&stored, mode, Some(owned.owner))?;
         self.spare_folders();
         let stat = made.dir().stat_self()?;
         let found = Self::found(parent, name, Kind::Dir, Backing::of(&stat), &stored)?;
@@ -189,18 +220,26 @@ pub(super) fn place_at(parent: &Arc<Inode>, name: &[u8], stored: &StoredName) ->
 /// Whose a new file or folder is.
 #[derive(Debug)]
 pub(super) struct Ownership {
-    pub(super) owner: Option<(u32, u32)>,
+    pub(super) owner: (u32, u32),
     pub(super) mode: u32,
-    inherits: bool,
+    pub(super) heritage: Heritage,
 }
 
 /// The mode of what is made in `dir`: where that has a default ACL, it limits the mode, and the umask does not (acl(5),
 /// 'Object creation and default ACLs'). The store's file system lets the ACL be inherited; a mode that is set afterwards
 /// must not widen it.
 pub(super) fn creation_mode(dir: &dyn Dir, mode: u32, umask: u32) -> u32 {
-    let acl = dir.getxattr(None, OsStr::new("system.posix_acl_default")).ok();
-    let limit = acl.as_deref().and_then(acl_limit).unwrap_or(!umask);
-    mode & (limit | 0o7000) & 0o7777
+    let acl = dir.getxattr(None, OsStr::from_bytes(DEFAULT_ACL)).ok();
+    limited_mode(acl.as_deref().and_then(acl_limit), mode, umask)
+}
+
+fn limited_mode(limit: Option<u32>, mode: u32, umask: u32) -> u32 {
+    mode & (limit.unwrap_or(!umask) | 0o7000) & 0o7777
+}
+
+/// Whether the host says that there is no ACL, or can be none, rather than that it cannot tell.
+fn is_no_acl(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP))
 }
 
 /// What an ACL, as the kernel hands it out, lets owner, group class and others have. Source: `posix_acl_create_masq`

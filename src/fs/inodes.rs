@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use super::api::{FsError, FsResult, Kind};
+use super::known::Known;
 use crate::kms::Table;
 use crate::store::Stat;
 use crate::table::{Folder, Item, StoredName};
@@ -105,6 +106,7 @@ pub(super) struct Inode {
     pub(super) table: Option<Arc<Table>>,
     pub(super) body: Body,
     pub(super) backing: Backing,
+    pub(super) known: Known,
     site: RwLock<Site>,
     lookups: AtomicU64,
     retired: AtomicBool,
@@ -292,6 +294,7 @@ impl Inodes {
             table: None,
             body: Body::Root,
             backing: Backing { device: 0, number: 0 },
+            known: Known::default(),
             site: RwLock::default(),
             lookups: AtomicU64::new(1),
             retired: AtomicBool::new(false),
@@ -358,6 +361,7 @@ impl Inodes {
             table: Some(found.table),
             body,
             backing: found.backing,
+            known: Known::default(),
             site: RwLock::new(Site { last: Some(found.place), ..Site::default() }),
             lookups: AtomicU64::new(1),
             retired: AtomicBool::new(false),
@@ -502,6 +506,7 @@ mod tests {
                     table: None,
                     body: Body::Item(ItemBody::default()),
                     backing: Backing { device: 0, number },
+                    known: Known::default(),
                     site: RwLock::new(Site { last: Some(place), ..Site::default() }),
                     lookups: AtomicU64::new(0),
                     retired: AtomicBool::new(false),

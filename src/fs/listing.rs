@@ -1,5 +1,10 @@
 //! Listings: read whole at their beginning, so that a name is given once however the folder changes meanwhile, and let
 //! go at their end. rewinddir(3) begins anew.
+//!
+//! The kernel keeps listings of folders whose names everybody may know whom Unix lets. INVARIANT: such a listing is read
+//! when the kernel asks for it, never before: the kernel takes what it gets for the folder as it is while it asks, during
+//! which nobody can change it. Where a listing goes on is told by the name before, not by a count: the kernel may have
+//! given the beginning from what it kept, and the folder may have changed since.
 
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,6 +27,9 @@ use crate::types::TableId;
 /// Names that one user may have in listings that are not at their end, beyond which no more are begun.
 const NAMES_MOST: usize = 1 << 20;
 
+/// The offset after `.` and `..`.
+const DOTS_END: i64 = 2;
+
 /// An open folder.
 #[derive(Debug)]
 pub(super) struct Listing {
@@ -31,10 +39,12 @@ pub(super) struct Listing {
 
 #[derive(Debug)]
 enum Progress {
+    /// Not read yet.
+    Opened,
     /// Read, and nothing given yet.
     Fresh(Arc<Names>),
     Begun(Arc<Names>),
-    /// All of it was given, up to this offset.
+    /// All of it was given, the last name with this offset.
     Ended(i64),
 }
 
@@ -52,7 +62,7 @@ impl Listing {
             Progress::Fresh(names) => Arc::clone(names),
             Progress::Begun(names) if offset != 0 => Arc::clone(names),
             Progress::Ended(end) if offset >= *end => return Ok(None),
-            Progress::Begun(_) | Progress::Ended(_) => read()?,
+            Progress::Opened | Progress::Begun(_) | Progress::Ended(_) => read()?,
         };
         *state = Progress::Begun(Arc::clone(&names));
         Ok(Some(names))
@@ -70,6 +80,8 @@ pub(super) fn quota() -> Arc<Quota> {
 
 #[derive(Debug)]
 struct ListedName {
+    /// Where a listing goes on after it; greater than that of the name before.
+    next: i64,
     name: Vec<u8>,
     kind: Kind,
     ino: u64,
@@ -79,18 +91,19 @@ struct ListedName {
 
 impl FileSystem {
     pub(super) fn open_listing(&self, caller: &Caller, ino: u64) -> FsResult<Opened> {
-        let names = self.read_names(caller, ino, caller.uid)?;
-        let listing = Listing { opener: caller.uid, state: Mutex::new(Progress::Fresh(names)) };
-        Ok(Opened { fh: self.listings.insert(listing), ..Opened::default() })
+        let kept = !is_control(ino) && ino != ROOT_INO && Self::is_open_to_all(&*self.inodes.find(ino)?)?;
+        let state = if kept { Progress::Opened } else { Progress::Fresh(self.read_names(caller, ino, caller.uid)?) };
+        let listing = Listing { opener: caller.uid, state: Mutex::new(state) };
+        Ok(Opened { fh: self.listings.insert(listing), keep_cache: kept, cache_dir: kept, ..Opened::default() })
     }
 
     fn read_names(&self, caller: &Caller, ino: u64, opener: u32) -> FsResult<Arc<Names>> {
         let too_many = || FsError::Io(io::Error::from_raw_os_error(libc::ENOMEM));
         drop(self.listed.take(opener, 0).ok_or_else(too_many)?);
         let entries = if is_control(ino) {
-            self.control_names(caller, &self.control.node(ino)?)?
+            in_order(self.control_names(caller, &self.control.node(ino)?)?)
         } else if ino == ROOT_INO {
-            self.table_names()
+            in_order(self.table_names())
         } else {
             let inode = self.inodes.find(ino)?;
             inode.used.store(true, Ordering::Relaxed);
@@ -109,7 +122,7 @@ impl FileSystem {
 
     fn control_names(&self, caller: &Caller, node: &Node) -> FsResult<Vec<ListedName>> {
         let found = self.control_list(caller, node)?;
-        Ok(found.into_iter().map(|(name, kind, ino)| ListedName { name, kind, ino, on_disk: None }).collect())
+        Ok(found.into_iter().map(|(name, kind, ino)| ListedName { next: 0, name, kind, ino, on_disk: None }).collect())
     }
 
     fn table_names(&self) -> Vec<ListedName> {
@@ -117,6 +130,7 @@ impl FileSystem {
         let mut names: Vec<_> = tables
             .iter()
             .map(|table| ListedName {
+                next: 0,
                 name: table.name().into_bytes(),
                 kind: Kind::Dir,
                 ino: self
@@ -128,21 +142,29 @@ impl FileSystem {
             })
             .collect();
         if self.options.show_kms {
-            names.push(ListedName { name: CONTROL_NAME.to_vec(), kind: Kind::Dir, ino: ROOT_INO, on_disk: None });
+            let name = CONTROL_NAME.to_vec();
+            names.push(ListedName { next: 0, name, kind: Kind::Dir, ino: ROOT_INO, on_disk: None });
         }
         names
     }
 
     /// The entries of a folder; names that do not verify are left out, with an event.
     fn entry_names(&self, inode: &Inode) -> FsResult<Vec<ListedName>> {
-        let found = inode.folder()?.list()?;
+        let mut found = inode.folder()?.list()?;
         if !found.damaged.is_empty() {
             self.report_damaged_names(inode, &found.damaged);
         }
+        found.entries.sort_unstable_by(|one, other| (one.number, &one.name).cmp(&(other.number, &other.name)));
+        let mut before = DOTS_END;
         Ok(found
             .entries
             .into_iter()
             .map(|entry| ListedName {
+                next: {
+                    // Of two names with one number the second takes the next.
+                    before = i64::try_from(entry.number).unwrap_or(i64::MAX).saturating_add(DOTS_END).max(before) + 1;
+                    before
+                },
                 name: entry.name,
                 kind: if entry.kind == FileKind::Dir { Kind::Dir } else { Kind::File },
                 ino: entry.ino,
@@ -179,18 +201,19 @@ impl FileSystem {
         let listing = self.listings.find(fh)?;
         let names = listing.names(offset, || self.read_names(caller, ino, listing.opener))?;
         let Some(names) = names else { return Ok(()) };
-        let start = usize::try_from(offset).map_err(|_| FsError::Invalid)?;
-        let dots = [(".", ino), ("..", self.parent_ino(ino))];
-        for (index, (name, number)) in dots.into_iter().enumerate().skip(start) {
-            let offset_next = i64::try_from(index + 1).unwrap_or(i64::MAX);
+        if offset < 0 {
+            return Err(FsError::Invalid);
+        }
+        let dots = [(".", ino, 1), ("..", self.parent_ino(ino), DOTS_END)];
+        for (name, number, offset_next) in dots.into_iter().filter(|(_, _, next)| *next > offset) {
             let item = DirItem { ino: number, offset_next, kind: Kind::Dir, name: OsStr::new(name), entry: None };
             if emit(item) {
                 return Ok(());
             }
         }
         let folder = if is_control(ino) || ino == ROOT_INO { None } else { Some(self.inodes.find(ino)?) };
-        for (index, listed) in names.entries.iter().enumerate().skip(start.saturating_sub(dots.len())) {
-            let offset_next = i64::try_from(index + 1 + dots.len()).unwrap_or(i64::MAX);
+        let start = names.entries.partition_point(|listed| listed.next <= offset);
+        for listed in names.entries.iter().skip(start) {
             let entry = match plus.then(|| self.listed_entry(caller, ino, folder.as_ref(), listed)) {
                 None => None,
                 Some(Ok(entry)) => Some(entry),
@@ -202,7 +225,8 @@ impl FileSystem {
                 None => Self::listed_kind(folder.as_ref(), listed),
             };
             let number = entry.as_ref().map_or(listed.ino, |entry| entry.attr.ino);
-            let full = emit(DirItem { ino: number, offset_next, kind, name: OsStr::from_bytes(&listed.name), entry });
+            let name = OsStr::from_bytes(&listed.name);
+            let full = emit(DirItem { ino: number, offset_next: listed.next, kind, name, entry });
             if full {
                 if let Some(entry) = entry {
                     self.uncount(&entry);
@@ -210,7 +234,7 @@ impl FileSystem {
                 return Ok(());
             }
         }
-        listing.end(i64::try_from(names.entries.len() + dots.len()).unwrap_or(i64::MAX));
+        listing.end(names.entries.last().map_or(DOTS_END, |last| last.next));
         Ok(())
     }
 
@@ -270,6 +294,14 @@ impl FileSystem {
         }
         debug_assert!(matches!(inode.body, Body::Folder(_)));
     }
+}
+
+/// Gives names their offsets one after the other.
+fn in_order(mut names: Vec<ListedName>) -> Vec<ListedName> {
+    for (name, next) in names.iter_mut().zip(DOTS_END + 1..) {
+        name.next = next;
+    }
+    names
 }
 
 /// Whether a name has gone since the listing was read.

@@ -12,6 +12,7 @@ mod folders;
 mod handles;
 mod inodes;
 mod items;
+mod known;
 mod listing;
 mod namespace;
 mod open_file;
@@ -87,6 +88,8 @@ pub struct FileSystem {
     draining: AtomicUsize,
     items: Items,
     re_encryptions: ReEncryptions,
+    /// The user and group that the host gives to what the daemon makes.
+    own_ids: (u32, u32),
     revoker: OnceLock<Revoker>,
     /// Everything is settled: the tick has nothing more to do.
     ended: AtomicBool,

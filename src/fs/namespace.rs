@@ -12,8 +12,9 @@ use super::folders::place_at;
 use super::inodes::{Backing, Body, Inode, ItemBody, Place};
 use super::open_file::Wanted;
 use super::subject::Asker;
+use super::xattrs::CAPABILITY;
 use crate::kms::{ItemAsked, Kms, KmsError, SealKey};
-use crate::store::RenameFlags;
+use crate::store::{RenameFlags, Stat};
 use crate::table::{self, Item, ItemKind, Moved, StoredName};
 use crate::types::Action;
 
@@ -57,20 +58,35 @@ impl FileSystem {
     ) -> FsResult<(Entry, Arc<Inode>, Arc<Item>)> {
         let folder = parent.folder()?;
         let stored = folder.seal_name(name)?;
-        let owned = Self::ownership(caller, folder, mode, umask)?;
+        let owned = Self::ownership(caller, parent, mode, umask)?;
         self.count_open()?;
         let creating = folder.table().creating();
-        let item = Item::create(folder, &stored, owned.mode, owned.owner, kind, content, key)?;
-        let stat = item.backing().stat()?;
+        // What the daemon makes is its own already, but for folders that hand down their group.
+        let given = (owned.heritage.gid.is_some() || owned.owner != self.own_ids).then_some(owned.owner);
+        let item = Item::create(folder, &stored, owned.mode, given, kind, content, key)?;
+        let stat = Self::owned_by(&item, owned.owner).inspect_err(|_| drop(folder.unlink(&stored)))?;
         let backing = Backing::of(&stat);
         self.items.add(backing, &item);
         let body = ItemBody::of(Arc::clone(&item));
         let found = Self::found(parent, name, kind_of_item(kind), backing, &stored)?;
         let inode = self.inodes.ensure(found, || Ok(Body::Item(body)))?;
         drop(creating);
+        // At the first write the kernel wants to know.
+        inode.known.found_none(inode.known.look(), CAPABILITY);
         inode.settle_at(place_at(parent, name, &stored));
         self.keep_warm(&inode);
         Ok((self.entry(&inode, &stat)?, inode, item))
+    }
+
+    /// The attributes of a new item, which is made its owner's if it is not: some file systems take the group from the
+    /// folder, whatever its mode.
+    fn owned_by(item: &Item, owner: (u32, u32)) -> FsResult<Stat> {
+        let stat = item.backing().stat()?;
+        if (stat.uid, stat.gid) == owner {
+            return Ok(stat);
+        }
+        item.backing().chown(Some(owner.0), Some(owner.1))?;
+        Ok(item.backing().stat()?)
     }
 
     pub(super) fn make_node(

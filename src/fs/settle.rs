@@ -39,6 +39,7 @@ impl FileSystem {
             draining: std::sync::atomic::AtomicUsize::new(0),
             items: super::Items::default(),
             re_encryptions: super::ReEncryptions::default(),
+            own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             revoker: std::sync::OnceLock::new(),
             ended: std::sync::atomic::AtomicBool::new(false),
         })
@@ -96,6 +97,10 @@ impl FileSystem {
         let removed = self.kms.log_daemon("ItemRecovered", &what).map_err(FsError::from);
         match removed.and_then(|()| Ok(folder.unlink(name)?)) {
             Ok(()) => {
+                if let Some(place) = inode.place() {
+                    // The kernel has not asked for it, and keeps listings.
+                    self.forget_names_later(&[place]);
+                }
                 self.inodes.detach(inode);
                 FsError::NotFound
             }

@@ -18,8 +18,12 @@ const USER: &[u8] = b"user.";
 /// Attributes of which the daemon says what they are.
 const OWN: &[u8] = b"user.kmsfs.";
 const WHY: &[u8] = b"user.kmsfs.why";
-const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
-const PASSED: [&[u8]; 3] = [b"security.", ACCESS_ACL, b"system.posix_acl_default"];
+pub(super) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+pub(super) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
+/// Of a file that has none, it is said not to be supported: `ls -l` then asks of no other file.
+pub(super) const SELINUX: &[u8] = b"security.selinux";
+const PASSED: [&[u8]; 3] = [b"security.", ACCESS_ACL, DEFAULT_ACL];
 
 /// Whether an attribute passes through to the backing file as it is.
 fn is_passed(name: &[u8]) -> bool {
@@ -46,10 +50,7 @@ impl FileSystem {
             return self.why_attribute(caller, &inode);
         }
         if is_passed(name) {
-            let target = self.target(&inode)?;
-            let value = target.getxattr(OsStr::from_bytes(name));
-            Self::still_there(&inode, &target)?;
-            return Ok(value?);
+            return self.passed_attribute(&inode, name);
         }
         let Some(rest) = user_name(&inode, name)? else { return Err(FsError::NotSupported) };
         match &inode.body {
@@ -63,6 +64,28 @@ impl FileSystem {
                 item.xattr(&key, rest).map_err(|error| self.attribute_error(&inode, error, FsError::NoAttribute))
             }
             Body::Root => Err(FsError::NotSupported),
+        }
+    }
+
+    fn passed_attribute(&self, inode: &Arc<Inode>, name: &[u8]) -> FsResult<Vec<u8>> {
+        let none = || if name == SELINUX { FsError::NotSupported } else { FsError::NoAttribute };
+        // Of a retired inode's backing file another inode may change the attributes.
+        let alone = !inode.is_retired();
+        if alone && inode.known.lacks(name) {
+            return Err(none());
+        }
+        let look = inode.known.look();
+        let target = self.target(inode)?;
+        let value = target.getxattr(OsStr::from_bytes(name));
+        Self::still_there(inode, &target)?;
+        match value {
+            Err(error) if error.raw_os_error() == Some(libc::ENODATA) => {
+                if alone {
+                    inode.known.found_none(look, name);
+                }
+                Err(none())
+            }
+            value => Ok(value?),
         }
     }
 
@@ -98,7 +121,9 @@ impl FileSystem {
         let inode = self.inodes.find(ino)?;
         let flags = flags_of(flags)?;
         if is_passed(name.as_bytes()) {
-            return Ok(self.target(&inode)?.setxattr(name, value, flags)?);
+            let set = self.target(&inode)?.setxattr(name, value, flags);
+            self.attributes_changed(&inode);
+            return Ok(set?);
         }
         let Some(rest) = user_name(&inode, name.as_bytes())? else { return Err(FsError::NotSupported) };
         match &inode.body {
@@ -124,7 +149,9 @@ impl FileSystem {
         self.writable()?;
         let inode = self.inodes.find(ino)?;
         if is_passed(name.as_bytes()) {
-            return Ok(self.target(&inode)?.removexattr(name)?);
+            let removed = self.target(&inode)?.removexattr(name);
+            self.attributes_changed(&inode);
+            return Ok(removed?);
         }
         let Some(rest) = user_name(&inode, name.as_bytes())? else { return Err(FsError::NotSupported) };
         match &inode.body {

@@ -10,6 +10,10 @@
 //! INVARIANT: if a thread is parked, another one reads, is bound to read, or is in a handler and will either read or
 //! find somebody who does. A thread decides to park, and is called, under one lock.
 //!
+//! Callers are served fastest by a leader on their own core, where a virtual machine's scheduler leaves it as long as the
+//! other cores sleep deeply. The watchdog therefore does its looking on the leader's core: on another one, its ticks would
+//! keep that awake, and draw leader and callers apart.
+//!
 //! Threads park only after all have come by once. From then on every thread that ends tells so ([`Member`]), which
 //! lets all parked ones go: the connection is over, or the session has lost a thread, and the rest had better all
 //! read. So nothing needs to watch the connection.
@@ -21,10 +25,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 /// How often the watchdog looks. What takes longer than two of these with nobody reading is long work.
-const TICK: Duration = Duration::from_micros(300);
+const TICK: Duration = Duration::from_millis(1);
 /// After so many ticks without a request the watchdog sleeps until the next one.
-const QUIET_TICKS: u32 = 128;
+const QUIET_TICKS: u32 = 40;
 
 thread_local! {
     static MEMBER: OnceCell<Member> = const { OnceCell::new() };
@@ -45,6 +51,8 @@ struct Shared {
     newcomers: AtomicUsize,
     /// Requests taken.
     taken: AtomicU64,
+    /// The core on which the last one was.
+    core: AtomicUsize,
     /// Whether the watchdog is awake.
     watching: AtomicBool,
     bench: Mutex<Bench>,
@@ -93,6 +101,7 @@ impl Team {
         });
         shared.reading.fetch_sub(1, Ordering::SeqCst);
         shared.taken.fetch_add(1, Ordering::SeqCst);
+        shared.core.store(rustix::thread::sched_getcpu(), Ordering::Relaxed);
         // Either this sees that the watchdog went to sleep, or the watchdog sees the request just counted.
         if !shared.watching.load(Ordering::SeqCst) {
             self.watchdog.wake(shared);
@@ -120,6 +129,7 @@ impl Shared {
             reading: AtomicUsize::new(threads),
             newcomers: AtomicUsize::new(threads),
             taken: AtomicU64::new(0),
+            core: AtomicUsize::new(usize::MAX),
             watching: AtomicBool::new(false),
             bench: Mutex::default(),
             call: Condvar::new(),
@@ -230,12 +240,13 @@ impl Drop for Watchdog {
 }
 
 fn watch(shared: &Shared, stop: &AtomicBool) {
-    let (mut seen, mut quiet) = (0, 0);
+    let (mut seen, mut quiet, mut core) = (0, 0, usize::MAX);
     while !stop.load(Ordering::SeqCst) {
         if !shared.watching.load(Ordering::SeqCst) {
             thread::park();
             continue;
         }
+        follow(&mut core, shared.core.load(Ordering::Relaxed));
         thread::sleep(TICK);
         let taken = shared.taken.load(Ordering::SeqCst);
         if taken != seen {
@@ -255,6 +266,17 @@ fn watch(shared: &Shared, stop: &AtomicBool) {
             }
         }
     }
+}
+
+/// Moves this thread to the leader's core. Where that is not allowed it stays where it is, and is only more of a nuisance.
+fn follow(core: &mut usize, leader: usize) {
+    if *core == leader || leader >= CpuSet::MAX_CPU {
+        return;
+    }
+    let mut there = CpuSet::new();
+    there.set(leader);
+    let _ = sched_setaffinity(None, &there);
+    *core = leader;
 }
 
 #[cfg(test)]

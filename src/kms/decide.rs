@@ -7,7 +7,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::data_key::{DataKey, SealKey, TableKeys};
-use super::key::{Asked, BoundPolicy, Key, KeyNow};
+use super::key::{Asked, BoundPolicy, Decided, Key, KeyNow};
 use super::table::Table;
 use super::{Kms, KmsError, Subject};
 use crate::policy::{self, Bindings, Decision, Grant, Policy, Reason, Request, Scene, Verdict};
@@ -124,7 +124,7 @@ impl Kms {
         who: &Subject<'_>,
         item: &ItemAsked<'_>,
         action: Action,
-    ) -> Result<(Standing, Option<Arc<Decision>>), KmsError> {
+    ) -> Result<(Standing, Option<Arc<Decided>>), KmsError> {
         let key = item.table.key();
         let generation = key.generation();
         let now = key.now().ok_or(KmsError::Tampered)?;
@@ -142,7 +142,7 @@ impl Kms {
             Some(decision) => (decision, i64::MAX),
             None => self.decide_anew(key, &now, principal, asked, generation, item, action)?,
         };
-        match verdict(&decision, action, now.state()) {
+        match verdict(&decision.decision, action, now.state()) {
             Ok(()) => Ok((Standing { generation, until }, Some(decision))),
             Err(error) => {
                 self.log_denial(who, item, action, &error)?;
@@ -160,7 +160,7 @@ impl Kms {
         generation: u64,
         item: &ItemAsked<'_>,
         action: Action,
-    ) -> Result<(Arc<Decision>, i64), KmsError> {
+    ) -> Result<(Arc<Decided>, i64), KmsError> {
         let account = self.store_policy()?;
         let policies = scene(now, Some(&account), &[], &[]);
         // Somebody else's grants make nobody's decision look at the item or the time.
@@ -171,8 +171,8 @@ impl Kms {
         let time = self.now();
         let grants = key.grants().concerning(principal, action, &context, time);
         let resource = resource_of(key, now);
-        let decision = Arc::new(self.evaluate(now, Some(&account), &grants, &resource, principal, action, &context));
-        let until = stands_until(&decision, &grants);
+        let decision = Decided::of(self.evaluate(now, Some(&account), &grants, &resource, principal, action, &context));
+        let until = stands_until(&decision.decision, &grants);
         if lasting {
             key.remember(generation, asked, Arc::clone(&decision));
         }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use super::decide::ItemAsked;
 use super::grant::Issued;
+use super::key::Decided;
 use super::record::hex;
 use super::{Key, Kms, KmsError, Subject, Table};
-use crate::audit::{Event, Events, TrailReader, UserIdentity};
+use crate::audit::{Event, Events, OpenedItem, TrailReader, UserIdentity};
 use crate::crypto::sha256;
-use crate::policy::Decision;
 use crate::store::TrailHead;
 use crate::sys;
-use crate::types::{Action, EncryptionContext, KeyId, TableId};
+use crate::types::{Action, EncryptionContext, KeyId, TableId, text_of_path_in};
 
 /// What an event holds of an item's path: in JSON a byte may become six, and an event has 64 KiB.
 const PATH_BYTES_MOST: usize = 4096;
@@ -31,10 +31,27 @@ impl Kms {
         &self,
         who: &Subject<'_>,
         item: &ItemAsked<'_>,
-        decision: &Arc<Decision>,
+        decided: &Decided,
     ) -> Result<(), KmsError> {
+        let path = (item.path)();
+        if let (Subject::Caller { principal, tid }, Some(trail)) = (who, &self.trail)
+            && path.len() <= PATH_BYTES_MOST
+            && let Some(now) = item.table.key().now()
+        {
+            let (table, user_name) = (item.table.record(), self.user_name(principal.uid));
+            return Ok(trail.append_opened(&OpenedItem {
+                uid: principal.uid,
+                gid: principal.gid,
+                pid: *tid,
+                user_name: user_name.as_deref(),
+                key: (item.table.key().id_text(), &now.record.name),
+                table: (item.table.id_text(), &table.name),
+                item: &text_of_path_in(&path),
+                decided_by: &decided.reason,
+            })?);
+        }
         let event = self.item_event(who, item, Action::Decrypt, Detail::Plain);
-        self.append(&event.detail("decidedBy", decision.reason.to_string()), false)
+        self.append(&event.detail("decidedBy", decided.reason.clone()), false)
     }
 
     pub(super) fn log_denial(

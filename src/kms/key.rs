@@ -62,6 +62,7 @@ fn next_generation() -> u64 {
 #[derive(Debug)]
 pub struct Key {
     id: KeyId,
+    id_text: String,
     /// Another, higher one at every change that could change a decision.
     generation: AtomicU64,
     /// None: the record does not verify, so nothing is decided but denial.
@@ -75,7 +76,21 @@ pub struct Key {
 #[derive(Debug, Default)]
 struct Decisions {
     generation: u64,
-    made: HashMap<Asked, Arc<Decision>>,
+    made: HashMap<Asked, Arc<Decided>>,
+}
+
+/// A decision, and its reason in words, as every use of it is recorded with.
+#[derive(Debug)]
+pub(super) struct Decided {
+    pub(super) decision: Decision,
+    pub(super) reason: String,
+}
+
+impl Decided {
+    pub(super) fn of(decision: Decision) -> Arc<Self> {
+        let reason = decision.reason.to_string();
+        Arc::new(Self { decision, reason })
+    }
 }
 
 /// What a decision depends on where a policy looks at neither an item nor the time.
@@ -101,6 +116,7 @@ impl Key {
         let generation = next_generation();
         Arc::new(Self {
             id,
+            id_text: id.to_string(),
             generation: AtomicU64::new(generation),
             now: RwLock::new(now.map(Arc::new)),
             grants: Grants::default(),
@@ -110,6 +126,11 @@ impl Key {
 
     pub fn id(&self) -> KeyId {
         self.id
+    }
+
+    /// The id as the trail has it.
+    pub(super) fn id_text(&self) -> &str {
+        &self.id_text
     }
 
     /// The generation under which a decision is made; read it before deciding.
@@ -148,13 +169,13 @@ impl Key {
     }
 
     /// A decision made under this very generation.
-    pub(super) fn remembered(&self, generation: u64, asked: &Asked) -> Option<Arc<Decision>> {
+    pub(super) fn remembered(&self, generation: u64, asked: &Asked) -> Option<Arc<Decided>> {
         let decisions = self.decisions.read().unwrap_or_else(PoisonError::into_inner);
         if decisions.generation == generation { decisions.made.get(asked).cloned() } else { None }
     }
 
     /// Remembers a decision made under `generation`, unless a change has come in between.
-    pub(super) fn remember(&self, generation: u64, asked: Asked, decision: Arc<Decision>) {
+    pub(super) fn remember(&self, generation: u64, asked: Asked, decision: Arc<Decided>) {
         let mut decisions = self.decisions.write().unwrap_or_else(PoisonError::into_inner);
         if decisions.generation != generation {
             return;
@@ -176,7 +197,7 @@ mod tests {
         let key = Key::new(KeyId::from_bytes([1; 16]), None);
         let alice = Principal { uid: 1, gid: 1, groups: Groups::Unknown };
         let asked = || Asked::of(&alice, Action::Decrypt, false);
-        let decision = || Arc::new(Decision { verdict: Verdict::Denied, reason: Reason::NoIdentity });
+        let decision = || Decided::of(Decision { verdict: Verdict::Denied, reason: Reason::NoIdentity });
         let before = key.generation();
         key.remember(before, asked(), decision());
         assert!(key.remembered(before, &asked()).is_some());

@@ -12,6 +12,7 @@ use crate::types::{Encryption, TableId};
 #[derive(Debug)]
 pub struct Table {
     id: TableId,
+    id_text: String,
     record: RwLock<Arc<TableRecord>>,
     bound: Bound,
     names: Key512,
@@ -60,11 +61,23 @@ impl Table {
         keys: Option<BTreeMap<u32, Key256>>,
     ) -> Arc<Self> {
         let keys = TableKeys::new(id, keys);
-        Arc::new(Self { id, record: RwLock::new(Arc::new(record)), bound: Bound::to(key), names, keys })
+        Arc::new(Self {
+            id,
+            id_text: id.to_string(),
+            record: RwLock::new(Arc::new(record)),
+            bound: Bound::to(key),
+            names,
+            keys,
+        })
     }
 
     pub fn id(&self) -> TableId {
         self.id
+    }
+
+    /// The id as the trail has it.
+    pub(super) fn id_text(&self) -> &str {
+        &self.id_text
     }
 
     pub fn record(&self) -> Arc<TableRecord> {

@@ -2,7 +2,8 @@
 //!
 //! Every open is `openat` with `O_NOFOLLOW | O_CLOEXEC` and one component; what a name leads to is looked at before it
 //! is opened, so that a device node that someone put into the store is not touched. Attributes and modes by name go
-//! through an `O_PATH` descriptor and `/proc/self/fd`, which follows nothing and needs no right to read.
+//! through an `O_PATH` descriptor and `/proc/self/fd`, which follows nothing and needs no right to read, where the kernel
+//! has no call that takes a directory and a name.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -16,6 +17,7 @@ use rustix::fs::{self as sys, Advice, AtFlags, FallocateFlags, Gid, Mode, OFlags
 use rustix::io::Errno;
 
 use super::storage::{Dir, DirEntry, File, FileKind, RenameFlags, SetTime, Stat, StatVfs, Storage, XattrFlags};
+use crate::sys as host;
 
 const DIR_FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const FILE_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
@@ -65,6 +67,14 @@ impl HostDir {
             return Err(Errno::UCLEAN.into());
         }
         Ok(fd)
+    }
+
+    /// Without opening it, whatever it is.
+    fn getxattr_at(&self, name: &OsStr, key: &OsStr) -> io::Result<Vec<u8>> {
+        sized(|buffer| {
+            let length = host::getxattr_at(self.fd(), name, key, buffer);
+            length.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })
     }
 }
 
@@ -188,6 +198,12 @@ impl Dir for HostDir {
             match sized(|buffer| sys::fgetxattr(&self.0, key, buffer)) {
                 // Opened as a path alone, since it may not be listed: as by name.
                 Err(error) if error.raw_os_error() == Some(Errno::BADF.raw_os_error()) => {}
+                done => return done,
+            }
+        }
+        if let Some(name) = name {
+            match self.getxattr_at(component(name)?, key) {
+                Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => {}
                 done => return done,
             }
         }

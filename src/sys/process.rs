@@ -1,7 +1,7 @@
 //! Who a thread is, as /proc tells it, and what this process gives up before it holds a secret.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,7 +20,17 @@ pub struct ThreadCredentials {
 /// Reads /proc/TID/status. The thread may have changed since it asked for something, or be another one of the same
 /// number: the caller compares `fsuid` and `fsgid` with those of the request.
 pub fn thread_credentials(tid: u32) -> io::Result<ThreadCredentials> {
-    parse_status(&std::fs::read(format!("/proc/{tid}/status"))?).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let mut file = std::fs::File::open(format!("/proc/{tid}/status"))?;
+    // One read takes it whole, unless there are hundreds of groups; the library would begin with small pieces.
+    let mut text = [0; 4096];
+    let length = file.read(&mut text)?;
+    let text = text.get(..length).unwrap_or_default();
+    if length < 4096 {
+        return parse_status(text).ok_or_else(|| io::ErrorKind::InvalidData.into());
+    }
+    let mut text = text.to_vec();
+    file.read_to_end(&mut text)?;
+    parse_status(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// `Uid:` and `Gid:` are real, effective, saved, file system. The kernel escapes line ends in the name, which comes

@@ -48,6 +48,8 @@ pub struct Listed {
     /// Of the backing entry: an item is a regular file whatever its kind.
     pub kind: FileKind,
     pub ino: u64,
+    /// Of sixty bits: stays the same for as long as the entry has its name, and is nearly always no other's.
+    pub number: u64,
 }
 
 /// The entries of a folder, and what was left out because its name does not verify.
@@ -105,6 +107,11 @@ impl Folder {
     /// The stored form of a name in this folder.
     pub fn seal_name(&self, name: &[u8]) -> Result<StoredName, TableError> {
         self.table.names.seal_name(&self.id, name)
+    }
+
+    /// The stored form of an entry of a listing of this folder.
+    pub fn listed_name(&self, name: &[u8], on_disk: &OsStr) -> Result<StoredName, TableError> {
+        self.table.names.listed_name(&self.id, name, on_disk)
     }
 
     /// The path of an entry relative to the store. Good only while `Table::paths` is held.
@@ -199,7 +206,14 @@ impl Folder {
             }
             match self.open_name(&entry.name) {
                 Ok(name) => {
-                    listing.entries.push(Listed { name, on_disk: entry.name, kind: entry.kind, ino: entry.ino });
+                    let number = names::number_of(&entry.name);
+                    listing.entries.push(Listed {
+                        name,
+                        on_disk: entry.name,
+                        kind: entry.kind,
+                        ino: entry.ino,
+                        number,
+                    });
                 }
                 Err(_) => listing.damaged.push(entry.name),
             }

@@ -85,6 +85,15 @@ pub(super) fn of_sidecar(on_disk: &OsStr) -> Option<OsString> {
     Some(OsString::from_vec([LONG_PREFIX, hash].concat()))
 }
 
+/// A number for a stored name of a folder: the same as long as it has the name, and nearly always no other name's.
+pub(super) fn number_of(on_disk: &OsStr) -> u64 {
+    let text = on_disk.as_bytes();
+    let text = text.strip_prefix(LONG_PREFIX).unwrap_or(text);
+    // Ten characters are sixty bits of a synthetic IV or a hash.
+    let digit = |character: &u8| u64::from(DIGITS.get(usize::from(*character)).copied().unwrap_or_default());
+    text.iter().take(10).fold(0, |number, character| number << 6 | digit(character))
+}
+
 /// A name that no entry has, for something under way.
 pub(super) fn temporary() -> Result<OsString, TableError> {
     let random: [u8; 16] = crate::crypto::random().map_err(TableError::crypto)?;
@@ -120,6 +129,17 @@ impl Names {
         check_name(name)?;
         let sealed = self.cipher.seal(name_aad(folder).as_bytes(), name).map_err(TableError::crypto)?;
         Ok(StoredName { on_disk: on_disk(&sealed), sealed })
+    }
+
+    /// The stored form of an entry that [`Self::open_name`] has opened before.
+    pub fn listed_name(&self, folder: &DirId, name: &[u8], on_disk: &OsStr) -> Result<StoredName, TableError> {
+        match decode(on_disk.as_bytes()) {
+            // What stands in the name itself needs no sealing again.
+            Some(sealed) if classify(on_disk) == OnDisk::Short => {
+                Ok(StoredName { on_disk: on_disk.to_owned(), sealed })
+            }
+            Some(_) | None => self.seal_name(folder, name),
+        }
     }
 
     /// The plain name of an entry; `sidecar` gives the sidecar's bytes and is called for a long name alone.
