@@ -314,12 +314,19 @@ impl Folder {
         Ok(found)
     }
 
+    /// Without recursion, as `path`.
     fn visit_links(&self, ino: u64, visit: &mut Visit<'_>) -> io::Result<()> {
-        let above = match &*self.place.read().unwrap_or_else(PoisonError::into_inner) {
-            Place::Root(path) => return visit_below(self.dir.as_ref(), path, ino, visit).map(|_| ()),
-            Place::Below(parent, _) => Arc::clone(parent),
+        let root_or_above = |folder: &Self| match &*folder.place.read().unwrap_or_else(PoisonError::into_inner) {
+            Place::Root(path) => Ok((Arc::clone(&folder.dir), path.clone())),
+            Place::Below(parent, _) => Err(Arc::clone(parent)),
         };
-        above.visit_links(ino, visit)
+        let mut here = root_or_above(self);
+        loop {
+            match here {
+                Ok((dir, path)) => return visit_below(dir, path, ino, visit),
+                Err(above) => here = root_or_above(&above),
+            }
+        }
     }
 
     /// Whether nothing is in the folder but its own file and what a crash has left.
@@ -534,29 +541,46 @@ fn read_state(table: &Table, dir: &dyn Dir) -> Result<FolderState, TableError> {
 /// Called with the directory of an entry, its path and the entry's name.
 type Visit<'a> = dyn FnMut(&dyn Dir, &Path, &OsStr) -> ControlFlow<()> + 'a;
 
+/// How many folders deep is looked: each takes a descriptor, of which the daemon has not so many.
+const LEVELS_MAX: usize = 1000;
+
 /// Visits the entries of a backing inode, from the directory `dir` at `path` on.
-fn visit_below(dir: &dyn Dir, path: &Path, ino: u64, visit: &mut Visit<'_>) -> io::Result<ControlFlow<()>> {
+fn visit_below(dir: Arc<dyn Dir>, mut path: PathBuf, ino: u64, visit: &mut Visit<'_>) -> io::Result<()> {
+    let Some(folders) = visit_entries(dir.as_ref(), &path, ino, visit)? else { return Ok(()) };
+    let mut levels = vec![(dir, folders)];
+    while let Some((dir, folders)) = levels.last_mut() {
+        let Some(name) = folders.pop() else {
+            levels.pop();
+            path.pop();
+            continue;
+        };
+        // One that has gone meanwhile has nothing to be found.
+        let Ok(below) = dir.open_dir(&name) else { continue };
+        if levels.len() < LEVELS_MAX {
+            path.push(&name);
+            let Some(folders) = visit_entries(below.as_ref(), &path, ino, visit)? else { return Ok(()) };
+            levels.push((below, folders));
+        }
+    }
+    Ok(())
+}
+
+/// Visits the entries of a backing inode in one directory, and gives the names of the folders in it; none where the visitor
+/// has seen enough.
+fn visit_entries(dir: &dyn Dir, path: &Path, ino: u64, visit: &mut Visit<'_>) -> io::Result<Option<Vec<OsString>>> {
     let mut folders = Vec::new();
     for entry in dir.list()? {
         match (names::classify(&entry.name), entry.kind) {
             (OnDisk::Short | OnDisk::Long, FileKind::File) if entry.ino == ino => {
                 if visit(dir, path, &entry.name).is_break() {
-                    return Ok(ControlFlow::Break(()));
+                    return Ok(None);
                 }
             }
             (OnDisk::Short | OnDisk::Long, FileKind::Dir) => folders.push(entry.name),
             (OnDisk::Short | OnDisk::Long | OnDisk::Own | OnDisk::Sidecar, _) => {}
         }
     }
-    for name in folders {
-        // One that has gone meanwhile has nothing to be found.
-        if let Ok(folder) = dir.open_dir(&name)
-            && visit_below(folder.as_ref(), &path.join(&name), ino, visit)?.is_break()
-        {
-            return Ok(ControlFlow::Break(()));
-        }
-    }
-    Ok(ControlFlow::Continue(()))
+    Ok(Some(folders))
 }
 
 fn read_sidecar(dir: &dyn Dir, sidecar: &OsStr) -> Result<Vec<u8>, TableError> {

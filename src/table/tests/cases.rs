@@ -220,6 +220,29 @@ fn names_of_which_the_header_could_not_be_told_that_they_are_gone_leave_room_for
     assert_eq!(mount.read_name("first").unwrap(), b"shared");
 }
 
+/// Folders may lie deeper than a thread's stack is high.
+#[test]
+fn a_name_is_found_however_deep_it_lies() {
+    let (_scratch, root) = store();
+    let mount = Mount::create(&root);
+    let mut folder = Arc::clone(&mount.root);
+    for _ in 0..900 {
+        folder = folder.create_folder(&folder.seal_name(b"below").unwrap(), 0o700, None).unwrap();
+    }
+    let (first, deep) = (mount.name("first"), folder.seal_name(b"deep").unwrap());
+    mount.make("first", b"shared").link(&mount.seal, (&mount.root, &first), (&folder, &deep)).unwrap();
+    let item = mount.item("first").unwrap();
+    item.verify(&mount.data).unwrap();
+    mount.root.unlink(&first).unwrap();
+    item.unlinked(&first.binding());
+    assert!(item.file().is_pathless());
+    let (seal, writer) = (seal_key(), Arc::clone(&item));
+    let small = std::thread::Builder::new().stack_size(128 << 10);
+    small.spawn(move || writer.write(&seal, b"SHARED", 0).unwrap()).unwrap().join().unwrap();
+    assert!(!item.file().is_pathless());
+    assert_eq!(mount.read(&Item::open(&folder, &deep).unwrap()).unwrap(), b"SHARED");
+}
+
 /// Somebody who can write the store makes the count of names wrong: then none is given up.
 #[test]
 fn no_name_is_given_up_while_one_may_have_been_overlooked() {
