@@ -357,7 +357,8 @@ impl NewItems {
         };
         let Some(names) = names else {
             let before = std::mem::take(&mut *self.lock());
-            return folder.dir().syncfs().map_err(|error| {
+            let promised = folder.table().journal.promise_all();
+            return promised.and_then(|()| folder.dir().syncfs()).map_err(|error| {
                 // Others are told the same until it succeeds.
                 *self.lock() = NewNames { many: true, ..before };
                 error.into()

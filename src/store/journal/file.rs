@@ -49,6 +49,8 @@ struct State {
     next: u64,
     /// The path under which all is recorded that was pending when `next` was this.
     recorded_under: Option<(PathBuf, u64)>,
+    /// A flush has promised something of the file, or is about to, or one of another mount may have.
+    promised: bool,
     /// A flush of the file failed: later ones would claim what was lost.
     failed: bool,
     /// A failed direct write left another length than `len`, and that could not be undone yet.
@@ -114,6 +116,7 @@ impl JournaledFile {
             writes: 0,
             next: 0,
             recorded_under: None,
+            promised: durable_len > 0,
             failed: false,
             ragged: false,
             discarded: false,
@@ -224,6 +227,21 @@ impl JournaledFile {
         })
     }
 
+    /// Whether a flush has promised anything of the file, or is about to.
+    pub(super) fn is_promised(&self) -> bool {
+        lock(&self.state).promised
+    }
+
+    /// A flush that is not asked for by name is about to promise the file's: what it has now changes by records alone.
+    pub(super) fn promise(&self) {
+        let _commits = lock(&self.commits);
+        let mut state = lock(&self.state);
+        state.promised = true;
+        if !state.resizes() {
+            state.durable_len = state.file_len;
+        }
+    }
+
     /// Whether any of the file has been promised to be durable (so that changes pass through the journal).
     pub fn is_durable_at_all(&self) -> bool {
         lock(&self.state).durable_len > 0
@@ -266,6 +284,8 @@ impl JournaledFile {
     }
 
     fn sync_directly(&self, flush: impl FnOnce(&dyn File) -> io::Result<()>) -> io::Result<bool> {
+        lock(&self.state).promised = true;
+        self.journal.settle_removals()?;
         let _flushing = lock(&self.flushing);
         {
             // No direct write is under way, and later ones below the new durable length are journaled.
@@ -304,6 +324,7 @@ impl JournaledFile {
         if !state.resizes() {
             state.durable_len = state.durable_len.max(mark.len);
         }
+        state.promised = true;
         state.direct_dirty = false;
         true
     }
@@ -457,8 +478,15 @@ impl JournaledFile {
         self.file.utimens(atime, mtime)
     }
 
-    /// Forgets the overlays of segments up to `last`, which are in place and gone from the journal, durably.
-    pub(super) fn retire(&self, last: u64) {
+    /// What was put in place is not flushed: as after a direct write.
+    pub(super) fn note_unflushed(&self) {
+        let mut state = lock(&self.state);
+        state.direct_dirty = true;
+        state.writes += 1;
+    }
+
+    /// Forgets the overlays of segments up to `last`, which are in place and gone from the journal; `durably` or not.
+    pub(super) fn retire(&self, last: u64, durably: bool) {
         let mut state = lock(&self.state);
         let was = state.resizes();
         if let Some(length) =
@@ -469,6 +497,8 @@ impl JournaledFile {
         state.overlays.retain(|overlay| overlay.segment > last);
         if was && !state.resizes() {
             state.durable_len = state.file_len;
+        }
+        if was && !state.resizes() && durably {
             // The checkpoint flushed the file, and nothing can have been written directly since the resizing record.
             state.direct_dirty = false;
         }

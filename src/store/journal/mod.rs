@@ -6,11 +6,11 @@
 //! which reads see it. A checkpoint retires the segment (the next commit starts another), flushes it, puts the overlays
 //! in place, flushes the files and only then removes the segment. While a pending record shortens a file, or lengthens
 //! it after that, every change of this file is journaled: what a direct write put there, a replay would cut off again.
-//! This ends only when the segment is gone, durably.
+//! This ends only when the segment is gone, durably; of files of which no flush has promised anything, when it is gone.
 //!
 //! **Locks**, in the order in which they are taken: `names` (read by a commit, written by a rename), `turn` (one
 //! checkpoint at a time), a file's `flushing`, a file's `commits` (one commit of a file at a time), `append` (segments
-//! and sequence numbers), `registry`, a file's `state`. `flush` (the group flush) is held while none of the others is
+//! and sequence numbers), `registry`, a file's `state`. `flush` (the group flush) and `removed` are held while none of the others is
 //! taken. A checkpoint takes no `names`, `flushing` or `commits`, so a committer may wait for one, which it does
 //! before it takes any lock. `call` is held while none of the others is taken. System calls under a lock: the append of
 //! a record (`append`; it orders the records), a direct write (`commits`, of this file alone), a file's own flush
@@ -183,6 +183,10 @@ pub struct Journal {
     /// Whether he is called.
     call: Mutex<bool>,
     called: Condvar,
+    /// A checkpoint without a flush is under way.
+    removing: AtomicBool,
+    /// One has removed segments, and that is not durable yet. Held while it is being made so.
+    removed: Mutex<bool>,
     poisoned: AtomicBool,
     /// `Append::mended`, until a flush is done. Changed with `append` held.
     flush_due: AtomicBool,
@@ -244,6 +248,8 @@ impl Journal {
             helped: AtomicBool::new(false),
             call: Mutex::new(false),
             called: Condvar::new(),
+            removing: AtomicBool::new(false),
+            removed: Mutex::new(false),
             poisoned: AtomicBool::new(false),
             flush_due: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -380,7 +386,8 @@ impl Journal {
             let _append = lock(&self.append);
             self.closed.store(true, Ordering::Release);
         }
-        self.checkpoint()
+        self.checkpoint()?;
+        self.flush_removals()
     }
 
     /// Forgets everything, as a crash does.
@@ -552,6 +559,8 @@ impl Journal {
         let files: Vec<_> = all.map(|segment| (segment.number, Arc::clone(&segment.file), segment.named)).collect();
         let retired: HashSet<u64> = append.retired.iter().map(|segment| segment.number).collect();
         drop(append);
+        // A segment that comes back without its end would keep those behind it from being replayed.
+        self.flush_removals()?;
         if renamed.len() > FLUSH_EACH {
             self.root.syncfs()?;
         } else {
@@ -582,25 +591,94 @@ impl Journal {
     fn checkpoint_in_turn(&self) -> io::Result<()> {
         let Ok(writer) = self.writer() else { return Ok(()) };
         let (next, numbers, dirty) = self.retire_current();
+        if let Some(last) = numbers.last().copied()
+            && self.put_in_place_unflushed(writer, &numbers, last, &dirty)?
+        {
+            return Ok(());
+        }
         self.sync_to(next)?;
         let Some(last) = numbers.last().copied() else { return Ok(()) };
         for file in &dirty {
             file.apply(last)?;
         }
         self.flush_items(&dirty).inspect_err(|error| self.poison(error))?;
-        for number in &numbers {
-            match writer.dir.remove_file(number.to_string().as_ref()) {
-                // Removed by an earlier checkpoint that failed later.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
-            }
-        }
+        remove_segments(writer, &numbers)?;
         writer.dir.sync().inspect_err(|error| self.poison(error))?;
         for file in &dirty {
-            file.retire(last);
+            file.retire(last, true);
         }
         self.forget(last);
         Ok(())
+    }
+
+    /// The checkpoint of files of which no flush has promised anything: there a kill alone counts, and of a kill nothing
+    /// needs to be flushed. Whether it was one. Whoever promises anything later first makes durable that the segments are
+    /// gone (`settle_removals`): come back, they would undo what was written since.
+    fn put_in_place_unflushed(
+        &self,
+        writer: &Writer,
+        numbers: &[u64],
+        last: u64,
+        dirty: &[Arc<JournaledFile>],
+    ) -> io::Result<bool> {
+        self.removing.store(true, Ordering::SeqCst);
+        let done = self.put_in_place_if_unpromised(writer, numbers, last, dirty);
+        self.removing.store(false, Ordering::SeqCst);
+        done
+    }
+
+    fn put_in_place_if_unpromised(
+        &self,
+        writer: &Writer,
+        numbers: &[u64],
+        last: u64,
+        dirty: &[Arc<JournaledFile>],
+    ) -> io::Result<bool> {
+        let is_due = self.flush_due.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire);
+        // After `removing` was set: who promises something now waits for the end of this, or is seen here.
+        if is_due || dirty.iter().any(|file| file.is_promised()) {
+            return Ok(false);
+        }
+        self.check()?;
+        for file in dirty {
+            file.apply(last)?;
+            file.note_unflushed();
+        }
+        let gone = remove_segments(writer, numbers);
+        *lock(&self.removed) = true;
+        gone?;
+        for file in dirty {
+            file.retire(last, false);
+        }
+        self.forget(last);
+        Ok(true)
+    }
+
+    /// Before anything is promised: no segment that was removed without a flush comes back after it. Called with no lock
+    /// held.
+    fn settle_removals(&self) -> io::Result<()> {
+        if self.removing.load(Ordering::SeqCst) {
+            drop(lock(&self.turn));
+        }
+        self.flush_removals()
+    }
+
+    fn flush_removals(&self) -> io::Result<()> {
+        let mut removed = lock(&self.removed);
+        if *removed {
+            self.writer()?.dir.sync().inspect_err(|error| self.poison(error))?;
+            *removed = false;
+        }
+        Ok(())
+    }
+
+    /// Before a flush of the whole file system that promises the names of files, of which it is not known which: from
+    /// here on all that are open change through the journal alone.
+    pub fn promise_all(&self) -> io::Result<()> {
+        for file in self.open_files() {
+            file.promise();
+        }
+        self.settle_removals()
     }
 
     /// Takes the current segment out of use. Returns the next sequence number, the retired segments' numbers in order,
@@ -662,6 +740,17 @@ fn journal_dir(root: &Arc<dyn Dir>) -> io::Result<Arc<dyn Dir>> {
         }
         other => other,
     }
+}
+
+fn remove_segments(writer: &Writer, numbers: &[u64]) -> io::Result<()> {
+    for number in numbers {
+        match writer.dir.remove_file(number.to_string().as_ref()) {
+            // Removed by an earlier checkpoint that failed later.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn append_to(segment: &mut Segment, draft: Draft, sequence: u64) -> io::Result<()> {

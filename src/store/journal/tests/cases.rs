@@ -688,3 +688,40 @@ fn a_helper_empties_the_journal_beside_the_commits() {
     journal.close().unwrap();
     assert_eq!(backing_bytes(&recording.root())[0], content);
 }
+
+/// Of a file that no flush has promised, a checkpoint flushes nothing; the first flush then sees to it that the segment
+/// stays away, which would undo what has been written since.
+#[test]
+fn what_nobody_was_promised_is_put_in_place_without_a_flush() {
+    let (_scratch, storage) = store();
+    let recording = RecordingStorage::new(&storage).unwrap();
+    let (journal, _) = open(&recording.root());
+    let backing = open_backing(&recording.root(), &path_of(0));
+    let file = JournaledFile::open(&journal, backing, item(0), path_of(0), 0).unwrap();
+    let end = u64::try_from(START).unwrap();
+    file.commit_whole(&[Op::Write { offset: end - 100, bytes: &[0x22; 100] }, Op::SetLen(end + 200)]).unwrap();
+    assert!(file.is_resizing());
+    // A name by which to tell: a crash may leave those of now, and with them the segment as it is.
+    recording.root().create_file("other".as_ref(), 0o600).unwrap();
+    let before = recording.len();
+    journal.checkpoint().unwrap();
+    assert!(!recording.calls()[before..].iter().any(Call::is_flush));
+    assert!(!file.is_pending() && journal.pending_bytes() == 0);
+    write(&file, end + 200, &[0x33; 1_000]).unwrap();
+    assert!(!file.is_pending(), "written directly");
+    file.sync().unwrap();
+    let expected = read_all(&file);
+    assert_eq!(expected.len(), START + 1_200);
+    journal.abandon();
+    let mut rebuilder = recording.rebuilder();
+    rebuilder.advance(recording.len()).unwrap();
+    for point in rebuilder.name_points() {
+        for unflushed in (0..20).map(Unflushed::Some).chain([Unflushed::Keep, Unflushed::Drop]) {
+            let into = Scratch::new().unwrap();
+            rebuilder.make_with_names(point, unflushed, into.path()).unwrap();
+            let root = DirStorage::open(into.path()).unwrap().root();
+            open(&root).0.abandon();
+            assert!(backing_bytes(&root)[0] == expected, "names after {point} calls, {unflushed:?}");
+        }
+    }
+}
