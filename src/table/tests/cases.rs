@@ -234,7 +234,7 @@ fn a_name_is_found_however_deep_it_lies() {
     let item = mount.item("first").unwrap();
     item.verify(&mount.data).unwrap();
     mount.root.unlink(&first).unwrap();
-    item.unlinked(&first.binding());
+    item.unlinked(&mount.root, &first);
     assert!(item.file().is_pathless());
     let (seal, writer) = (seal_key(), Arc::clone(&item));
     let small = std::thread::Builder::new().stack_size(128 << 10);
