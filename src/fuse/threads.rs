@@ -10,9 +10,8 @@
 //! INVARIANT: if a thread is parked, another one reads, is bound to read, or is in a handler and will either read or
 //! find somebody who does. A thread decides to park, and is called, under one lock.
 //!
-//! Callers are served fastest by a leader on their own core, where a virtual machine's scheduler leaves it as long as the
-//! other cores sleep deeply. The watchdog therefore does its looking on the leader's core: on another one, its ticks would
-//! keep that awake, and draw leader and callers apart.
+//! Callers are served fastest by a leader on their own core, where it is likelier to stay if the other cores sleep. The
+//! watchdog therefore does its looking on the leader's core: its ticks would keep another one awake.
 //!
 //! Threads park only after all have come by once. From then on every thread that ends tells so ([`Member`]), which
 //! lets all parked ones go: the connection is over, or the session has lost a thread, and the rest had better all
