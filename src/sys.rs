@@ -8,7 +8,7 @@ mod accounts;
 mod mounts;
 mod process;
 
-pub use accounts::{gid_of, group_name, groups_of_user, home_of, uid_of, user_name};
+pub use accounts::{Account, gid_of, group_name, groups_of_user, home_of, uid_of, user_name};
 pub use mounts::{
     FuseMount, MountEntry, fuse_is_closed, is_dead, is_missing_helper, mount_at, mount_fuse, mounts, unmount,
 };
@@ -44,6 +44,17 @@ pub fn fork() -> io::Result<Fork> {
         0 => Ok(Fork::Child),
         _ => Ok(Fork::Parent),
     }
+}
+
+/// The accounts of the host's user database, as `getent passwd` lists them, at most `most` of them.
+#[expect(unsafe_code, reason = "getpwent(3)")]
+pub fn all_accounts(most: usize) -> Vec<Account> {
+    /// getpwent(3) has one place in the database, for the whole process.
+    static WALK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _walking = WALK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // SAFETY: nothing else in this process walks the database, and the lock lets one walk at a time.
+    let users = unsafe { users::all_users() };
+    accounts::of_users(users, most)
 }
 
 /// Ends the process at once: no destructor runs, no buffer is flushed. For the middle process of a double fork.

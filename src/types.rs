@@ -19,6 +19,16 @@ impl fmt::Display for IdParseError {
 
 impl std::error::Error for IdParseError {}
 
+/// Ids are written by the ten thousand: in one piece.
+fn hexadecimal<'a>(id: &[u8; 16], text: &'a mut [u8; 32]) -> &'a str {
+    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' - 10 + value };
+    for (pair, byte) in text.chunks_exact_mut(2).zip(id) {
+        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    }
+    // INVARIANT: digits are ASCII.
+    std::str::from_utf8(text).unwrap_or_default()
+}
+
 macro_rules! id_newtype {
     ($(#[$doc:meta] $name:ident),* $(,)?) => {$(
         #[$doc]
@@ -42,7 +52,7 @@ macro_rules! id_newtype {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+                f.write_str(hexadecimal(&self.0, &mut [0; 32]))
             }
         }
 
@@ -108,6 +118,8 @@ pub enum Action {
     Decrypt,
     Encrypt,
     GenerateDataKey,
+    /// A data key in sealed form alone, for whoever is to open it later.
+    GenerateDataKeyWithoutPlaintext,
     ReEncryptFrom,
     ReEncryptTo,
     DescribeKey,
@@ -148,10 +160,11 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Decrypt,
         Self::Encrypt,
         Self::GenerateDataKey,
+        Self::GenerateDataKeyWithoutPlaintext,
         Self::ReEncryptFrom,
         Self::ReEncryptTo,
         Self::DescribeKey,
@@ -190,6 +203,7 @@ impl Action {
             Self::Decrypt => "kms:Decrypt",
             Self::Encrypt => "kms:Encrypt",
             Self::GenerateDataKey => "kms:GenerateDataKey",
+            Self::GenerateDataKeyWithoutPlaintext => "kms:GenerateDataKeyWithoutPlaintext",
             Self::ReEncryptFrom => "kms:ReEncryptFrom",
             Self::ReEncryptTo => "kms:ReEncryptTo",
             Self::DescribeKey => "kms:DescribeKey",
@@ -225,7 +239,15 @@ impl Action {
     /// Whether the action uses key material (as against managing a key).
     #[must_use]
     pub const fn is_cryptographic(self) -> bool {
-        matches!(self, Self::Decrypt | Self::Encrypt | Self::GenerateDataKey | Self::ReEncryptFrom | Self::ReEncryptTo)
+        matches!(
+            self,
+            Self::Decrypt
+                | Self::Encrypt
+                | Self::GenerateDataKey
+                | Self::GenerateDataKeyWithoutPlaintext
+                | Self::ReEncryptFrom
+                | Self::ReEncryptTo
+        )
     }
 }
 

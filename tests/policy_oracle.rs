@@ -32,6 +32,7 @@ struct World {
     groups: Option<Vec<u32>>,
     username: Option<&'static str>,
     context: BTreeMap<String, String>,
+    direct: bool,
     now: i64,
     action: Action,
     state: KeyState,
@@ -121,6 +122,7 @@ mod oracle {
             "aws:EpochTime" => vec![world.now.to_string()],
             "kmsfs:Uid" => vec![world.uid.to_string()],
             "kmsfs:Groups" => world.groups.as_ref()?.iter().chain([&world.gid]).map(u32::to_string).collect(),
+            "kms:ViaService" if world.direct => Vec::new(),
             "kms:ViaService" => vec!["kmsfs".to_owned()],
             "kms:CallerAccount" => return None,
             "kms:EncryptionContextKeys" => world.context.keys().cloned().collect(),
@@ -253,8 +255,9 @@ fn engine(world: &World, policy: &Policy, account: Option<&Policy>) -> &'static 
     let groups = world.groups.clone().map_or(Groups::Unknown, Groups::Known);
     let principal = Principal { uid: world.uid, gid: world.gid, groups };
     let context = EncryptionContext::new(world.context.clone());
-    let (action, username, now) = (world.action, world.username, world.now);
-    let decision = evaluate(&scene, &Request { action, principal: &principal, context: &context, username, now });
+    let (action, username, direct, now) = (world.action, world.username, world.direct, world.now);
+    let decision =
+        evaluate(&scene, &Request { action, principal: &principal, context: &context, direct, username, now });
     match (decision.verdict, decision.reason) {
         (Verdict::Denied, Reason::DeniedBy { .. }) => "explicit deny",
         (Verdict::Denied, _) => "implicit deny",
@@ -310,6 +313,7 @@ fn world(policy: Value, uid: u32, action: Action) -> World {
         groups: Some(vec![]),
         username: Some("alice"),
         context: BTreeMap::from([("kmsfs:table".to_owned(), "orders".to_owned())]),
+        direct: false,
         now: 100_000,
         action,
         state: KeyState::Enabled,
@@ -491,10 +495,13 @@ fn worlds() -> impl Strategy<Value = World> {
         proptest::sample::select(vec![None, Some("alice"), Some("orders")]),
     );
     let what = (
-        proptest::collection::btree_map(
-            any_of(&["kmsfs:table", "level"]),
-            any_of(&["orders", "Orders", "7", "99999"]),
-            0..3,
+        (
+            proptest::collection::btree_map(
+                any_of(&["kmsfs:table", "level"]),
+                any_of(&["orders", "Orders", "7", "99999"]),
+                0..3,
+            ),
+            any::<bool>(),
         ),
         99_999_i64..100_002,
         action,
@@ -510,7 +517,7 @@ fn worlds() -> impl Strategy<Value = World> {
         .prop_map(|((to_group, id), action, expires, bound)| Given { to_group, id, action, expires, bound });
     let grants = proptest::collection::vec(given, 0..3);
     (documents(), proptest::option::of(documents()), grants, who, what).prop_map(
-        |(policy, account, grants, (uid, gid, groups, username), (context, now, action, state))| World {
+        |(policy, account, grants, (uid, gid, groups, username), ((context, direct), now, action, state))| World {
             policy,
             account,
             grants,
@@ -519,6 +526,7 @@ fn worlds() -> impl Strategy<Value = World> {
             groups,
             username,
             context,
+            direct,
             now,
             action,
             state,

@@ -107,7 +107,9 @@ fn summary(window: Window) -> Option<Event> {
 /// None for what is no denial.
 fn key(event: &Event) -> Option<Key> {
     let error = event.error_code.clone()?;
-    let context = event.request_parameters.get("encryptionContext");
+    // The context of a direct call is the caller's own words, and makes no two of his denials different.
+    let of_item = event.resources.iter().any(|resource| resource.r#type == "kmsfs::Table");
+    let context = event.request_parameters.get("encryptionContext").filter(|_| of_item);
     let item = serde_json::to_string(&(&event.resources, context)).ok()?;
     Some(Key { uid: event.user_identity.uid, event: event.event_name.clone(), error, item })
 }

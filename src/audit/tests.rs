@@ -420,6 +420,7 @@ fn the_last_of_the_space_is_for_urgent_events() {
 fn denial(uid: u32, item: &str) -> Event {
     Event::new("Decrypt", UserIdentity::unix(uid, uid, 1))
         .context(&crate::types::EncryptionContext::of_item("t", item.as_bytes()))
+        .resource("kmsfs::Table", None, Some("t".to_owned()))
         .error("AccessDenied", "no statement allows it")
 }
 
@@ -455,6 +456,21 @@ fn a_flood_of_equal_denials_is_counted() {
     let head = trail.close().unwrap();
     assert_eq!(counts(&scratch)[15..], [Some(2)]);
     assert!(verify(&scratch, head).is_sound());
+}
+
+/// Whoever may not use a key could otherwise fill the trail with words of his own.
+#[test]
+fn a_flood_of_denied_direct_calls_is_counted_whatever_their_contexts() {
+    let scratch = Scratch::new();
+    let (trail, _) = open(&scratch.root(), 1, TrailHead::default());
+    let start = Instant::now();
+    for number in 0..100 {
+        let denied = Event { resources: Vec::new(), ..denial(1, &number.to_string()) };
+        trail.append_at(&denied, start, false).unwrap();
+    }
+    assert_eq!(counts(&scratch), [None; 5]);
+    trail.close().unwrap();
+    assert_eq!(counts(&scratch)[5..], [Some(95)]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::exit::CliError;
 use super::principal::principal;
 use crate::policy::PForm;
 use crate::types::Encryption;
@@ -74,6 +75,25 @@ pub enum Command {
 
     /// Give somebody operations of a key beside its policy, for a while or for some items; list, revoke, retire that.
     Grant(GrantArgs),
+    /// Seal bytes under a key: up to 4,096 in the daemon, more as a stream under a data key.
+    ///
+    /// What comes out says by itself which key opens it, and opens in the same --context alone. Give --context the words
+    /// that say what the bytes are: a policy can test them, and the audit trail has them.
+    Encrypt(EncryptArgs),
+
+    /// Open what `encrypt` sealed. Nothing is printed that has not verified.
+    ///
+    /// The key is found from the ciphertext. A stream from a file is verified whole before its first byte is printed; of
+    /// one from a pipe the first 16 MiB are held back until they have verified, and what follows is printed segment by
+    /// segment, each verified: with an exit code other than 0 what was printed is not all.
+    Decrypt(DecryptArgs),
+
+    /// Seal a ciphertext anew under another key, another context or the newest material; the plaintext stays in the
+    /// daemon. Of a stream the data key is sealed anew, and the rest is copied as it is.
+    ReEncrypt(ReEncryptArgs),
+
+    /// Print a new random key, in plain and sealed under a key, in base 64.
+    GenerateDataKey(DataKeyArgs),
 
     /// Say why you may or may not decrypt an item.
     ///
@@ -97,6 +117,85 @@ pub enum Command {
     /// A store's time never goes back, so that a clock set back revives nothing that has expired. After a clock that was
     /// ahead by mistake this is the remedy. It stands in the audit trail.
     ResetClock(ResetClockArgs),
+}
+
+/// `NAME=VALUE`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        Some(_) | None => Err("a pair of the context is NAME=VALUE".to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tar c /srv/www | kmsfs encrypt backup --context what=www --context host=$HOSTNAME > www.tar.kmsfs
+  kmsfs encrypt backup --context what=token < token > token.kmsfs")]
+pub struct EncryptArgs {
+    /// The key.
+    pub key: String,
+    /// What to seal; without it, and for '-', standard input.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// A pair of the encryption context. Again for each.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub context: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kmsfs decrypt --context what=www --context host=web1 www.tar.kmsfs | tar x
+  kmsfs decrypt --key backup --context what=token token.kmsfs")]
+pub struct DecryptArgs {
+    /// What to open; without it, and for '-', standard input.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// A pair of the encryption context: all of those that were given to `encrypt`. Again for each.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub context: Vec<(String, String)>,
+    /// Open what this key has sealed, and nothing else.
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kmsfs re-encrypt --to backup2 --context what=www --to-context what=www www.tar.kmsfs > www2.tar.kmsfs")]
+pub struct ReEncryptArgs {
+    /// What to seal anew; without it, and for '-', standard input.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The key that opens the result.
+    #[arg(long, value_name = "KEY")]
+    pub to: String,
+    /// A pair of the context in which it was sealed. Again for each.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub context: Vec<(String, String)>,
+    /// A pair of the context of the result, which has none unless it is given here. Again for each.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub to_context: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kmsfs --json generate-data-key backup --context what=disk | jq -r .CiphertextBlob > disk.key.sealed
+  base64 -d disk.key.sealed | kmsfs decrypt --context what=disk | cryptsetup open /dev/sdb1 disk -d -")]
+pub struct DataKeyArgs {
+    /// The key.
+    pub key: String,
+    /// A pair of the encryption context. Again for each.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub context: Vec<(String, String)>,
+    /// Bytes that it has: 1 to 1024.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub bytes: Option<u32>,
+    /// Give the sealed form alone.
+    #[arg(long)]
+    pub without_plaintext: bool,
 }
 
 /// Where the secret that opens a store comes from. None of them given: the systemd credential `kmsfs.passphrase` or
@@ -582,6 +681,10 @@ Examples:
   kmsfs policy check p.json
   kmsfs --at /mnt/kms policy put orders p.json
   jq '...' p.json | kmsfs --at /mnt/kms policy put orders -
+  n=$(kmsfs policy get orders --generation); kmsfs policy get orders > p.json
+  $EDITOR p.json; kmsfs policy diff orders p.json; kmsfs policy put orders p.json --if-generation $n
+  kmsfs --at /mnt/kms policy simulate orders --as bob --action Decrypt --table orders --item 1001.json
+  kmsfs --at /mnt/kms policy who-can orders Decrypt --table orders
   kmsfs --at /mnt/kms policy get --store")]
 pub struct PolicyArgs {
     #[command(flatten)]
@@ -600,19 +703,66 @@ pub enum PolicyCommand {
         /// The store's policy: who may make keys and tables, and read the trail.
         #[arg(long)]
         store: bool,
+        /// Print the number of its generation instead, for `put --if-generation`.
+        #[arg(long)]
+        generation: bool,
     },
     /// Replace a policy. What is refused changes nothing; the reason names line and column.
-    #[command(allow_missing_positional = true)]
+    #[command(
+        override_usage = "kmsfs policy put [OPTIONS] <KEY> <FILE>\n       kmsfs policy put [OPTIONS] --store <FILE>"
+    )]
     Put {
-        /// The key.
-        #[arg(required_unless_present = "store", conflicts_with = "store")]
-        key: Option<String>,
-        /// The document; '-' is standard input.
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
+        /// The key, unless it is --store, and the document; '-' is standard input.
+        #[arg(value_name = "KEY FILE", required = true)]
+        words: Vec<String>,
         /// The store's policy.
         #[arg(long)]
         store: bool,
+        /// Only if this is still its generation (as `get --generation` prints it): no save of somebody else is undone
+        /// unseen. Exit code 5: it is not.
+        #[arg(long, value_name = "N")]
+        if_generation: Option<u64>,
+    },
+    /// Say what the policy would say to somebody, and which statement, grant or state decides. Exit code 0: allowed, 3:
+    /// denied.
+    Simulate {
+        /// The key.
+        #[arg(required_unless_present = "store", conflicts_with = "store")]
+        key: Option<String>,
+        /// Who would ask: a user name, uid:N, group:NAME or gid:N.
+        #[arg(long = "as", value_name = "P", value_parser = principal)]
+        who: PForm,
+        /// What for: kms:Decrypt, PutKeyPolicy, kmsfs:CreateTable and the like.
+        #[arg(long, value_name = "ACTION")]
+        action: String,
+        #[command(flatten)]
+        about: AboutArgs,
+    },
+    /// List every account that may do something, and why. Unix rights are another question.
+    #[command(
+        override_usage = "kmsfs policy who-can [OPTIONS] <KEY> <ACTION>\n       kmsfs policy who-can [OPTIONS] --store <ACTION>"
+    )]
+    WhoCan {
+        /// The key, unless it is --store, and what: kms:Decrypt, PutKeyPolicy, kmsfs:CreateTable and the like.
+        #[arg(value_name = "KEY ACTION", required = true)]
+        words: Vec<String>,
+        #[command(flatten)]
+        about: AboutArgs,
+    },
+    /// Say who would gain and who would lose what if a document took the policy's place. Nothing is saved.
+    #[command(
+        override_usage = "kmsfs policy diff [OPTIONS] <KEY> <FILE>\n       kmsfs policy diff [OPTIONS] --store <FILE>"
+    )]
+    Diff {
+        /// The key, unless it is --store, and the document; '-' is standard input.
+        #[arg(value_name = "KEY FILE", required = true)]
+        words: Vec<String>,
+        /// The store's policy.
+        #[arg(long)]
+        store: bool,
+        /// Compare for this item of each table: a statement that tests the item decides otherwise for another.
+        #[arg(long, value_name = "ITEM")]
+        item: Option<String>,
     },
     /// Check a file as a save would, without saving it: grammar, actions, operators, names.
     Check {
@@ -625,6 +775,37 @@ pub enum PolicyCommand {
         /// The key.
         key: String,
     },
+}
+
+/// A key, none with --store, and the word behind it. By hand: an option between the two would make clap take the first
+/// for the second.
+///
+/// # Errors
+/// A usage error for too few or too many words.
+pub fn key_and_word<'a>(store: bool, words: &'a [String], what: &str) -> Result<(Option<&'a str>, &'a str), CliError> {
+    match (store, words) {
+        (false, [key, word]) => Ok((Some(key), word)),
+        (true, [word]) => Ok((None, word)),
+        (false, _) => Err(CliError::usage(format!("give the key, or --store, and {what}"))),
+        (true, _) => Err(CliError::usage(format!("--store takes {what} and no key"))),
+    }
+}
+
+/// What a policy is asked about.
+#[derive(Debug, Default, Clone, Args)]
+pub struct AboutArgs {
+    /// The store's policy.
+    #[arg(long)]
+    pub store: bool,
+    /// An item of this table; without it and the next a direct call, as `kmsfs encrypt` makes it.
+    #[arg(long, value_name = "TABLE")]
+    pub table: Option<String>,
+    /// This item of the table.
+    #[arg(long, value_name = "ITEM", requires = "table")]
+    pub item: Option<String>,
+    /// A pair of the encryption context of a direct call. Again for each.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair, conflicts_with = "table")]
+    pub context: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]
@@ -842,14 +1023,6 @@ pub struct AuditShowArgs {
     pub last: Option<usize>,
 }
 
-/// A pair of an encryption context.
-fn pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        Some(_) | None => Err("a pair is KEY=VALUE".to_owned()),
-    }
-}
-
 /// A mode in octal, 0 to 7777.
 fn octal_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
@@ -896,17 +1069,22 @@ mod tests {
 
     #[test]
     fn the_store_policy_needs_no_key() {
-        let put = |args: &[&str]| match Cli::try_parse_from(["kmsfs", "policy", "put"].iter().chain(args)) {
-            Ok(Cli {
-                command: Command::Policy(PolicyArgs { command: PolicyCommand::Put { key, file, store }, .. }),
-                ..
-            }) => Some((key, file, store)),
-            Ok(_) | Err(_) => None,
+        let put = |args: &[&str]| {
+            let cli = Cli::try_parse_from(["kmsfs", "policy", "put"].iter().chain(args)).ok()?;
+            let Command::Policy(PolicyArgs { command: PolicyCommand::Put { words, store, .. }, .. }) = cli.command
+            else {
+                return None;
+            };
+            let (key, file) = key_and_word(store, &words, "a file").ok()?;
+            Some((key.map(str::to_owned), file.to_owned()))
         };
-        assert_eq!(put(&["orders", "p"]), Some((Some("orders".to_owned()), PathBuf::from("p"), false)));
-        assert_eq!(put(&["--store", "p"]), Some((None, PathBuf::from("p"), true)));
-        assert_eq!(put(&["p"]), None);
-        assert_eq!(put(&["--store", "orders", "p"]), None);
+        let orders = Some((Some("orders".to_owned()), "p".to_owned()));
+        assert_eq!(put(&["orders", "p"]), orders);
+        assert_eq!(put(&["orders", "--if-generation", "3", "p"]), orders);
+        assert_eq!(put(&["--store", "p"]), Some((None, "p".to_owned())));
+        for bad in [&["p"][..], &[], &["--store"], &["--store", "orders", "p"], &["a", "b", "c"]] {
+            assert_eq!(put(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

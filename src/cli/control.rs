@@ -2,11 +2,12 @@
 //! does, by the uid that the kernel tells it.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use super::exit::{CliError, plain};
 use super::mounts::{is_stale, place_of};
@@ -14,6 +15,9 @@ use super::principal::{Acl, FolderRights};
 
 /// Longest answer that is read of a control file that is no list and no trail, in bytes.
 const MAX_ANSWER: u64 = 4 << 20;
+
+/// Room for an answer that holds a secret, so that it need not grow and leave copies behind.
+const ANSWER_LIKELY: usize = 16 << 10;
 
 /// What a ctl line or a document belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +85,68 @@ impl Control {
         }
     }
 
+    /// One request and its answer, through one descriptor: a line, then bytes.
+    pub fn exchange(
+        &self,
+        object: Object<'_>,
+        file: &str,
+        line: &str,
+        data: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, CliError> {
+        let directory = self.directory(object)?;
+        let path = directory.join(file);
+        let opened = File::options().read(true).write(true).open(&path);
+        let mut exchange = opened.map_err(|error| self.absent_or(object, "write", &path, error))?;
+        let request = Zeroizing::new([line.as_bytes(), b"\n", data].concat());
+        let mut answer = Zeroizing::new(Vec::with_capacity(ANSWER_LIKELY));
+        let done = exchange
+            .write_all(&request)
+            .and_then(|()| Read::by_ref(&mut exchange).take(MAX_ANSWER).read_to_end(&mut answer).map(|_| ()));
+        match done {
+            Ok(()) => Ok(answer),
+            Err(error) => {
+                let reason = read_answer(&directory.join("ctl.result")).ok();
+                let reason = reason.map(|bytes| without_verdict(one_text(&bytes)));
+                Err(self.refusal(object, file, reason, error))
+            }
+        }
+    }
+
     /// The policy of a key or of the store, byte for byte.
     pub fn policy(&self, object: Object<'_>) -> Result<Vec<u8>, CliError> {
         self.document(object, "policy.json")
+    }
+
+    /// How often the policy was saved, in a line.
+    pub fn policy_generation(&self, object: Object<'_>) -> Result<Vec<u8>, CliError> {
+        self.document(object, "policy.generation")
+    }
+
+    /// Saves a policy, if it still has the generation on which the document builds.
+    pub fn put_policy_at(&self, object: Object<'_>, document: &[u8], generation: u64) -> Result<(), CliError> {
+        let directory = self.directory(object)?;
+        let what = "the policy is refused";
+        if document.trim_ascii().is_empty() {
+            let reason = "the document is empty".to_owned();
+            return Err(CliError::Refused { what: what.to_owned(), reason, source: None });
+        }
+        let path = directory.join(format!("policy.json@{generation}"));
+        let opened = File::options().write(true).truncate(true).open(&path);
+        let written = opened.and_then(|mut file| {
+            file.write_all(document)?;
+            file.sync_all()
+        });
+        written.map_err(|error| {
+            if error.kind() == io::ErrorKind::ResourceBusy {
+                let reason = format!("it is not generation {generation} any more: read it again, and build on that");
+                return CliError::Refused { what: what.to_owned(), reason, source: Some(error) };
+            }
+            if error.kind() == io::ErrorKind::InvalidInput {
+                let reason = read_answer(&directory.join("policy.error")).map(|bytes| one_text(&bytes)).ok();
+                return self.refusal(object, what, reason, error);
+            }
+            self.absent_or(object, "write", &path, error)
+        })
     }
 
     /// Saves a policy in one write. What the daemon refuses comes back with its reason.
@@ -146,6 +209,16 @@ impl Control {
     pub fn open(&self, path: &Path) -> Result<File, CliError> {
         let path = self.root().join(path);
         File::open(&path).map_err(|error| self.io_error("read", &path, error))
+    }
+
+    /// A list by its path below `.kms`: the JSON objects of its lines.
+    pub fn lines(&self, path: &Path) -> Result<Vec<Value>, CliError> {
+        let lines = BufReader::new(self.open(path)?).split(b'\n');
+        let parse = |line: io::Result<Vec<u8>>| {
+            let line = line.map_err(|error| CliError::io("read", path, error))?;
+            serde_json::from_slice(&line).map_err(|source| CliError::Malformed { path: path.to_owned(), source })
+        };
+        lines.map(parse).collect()
     }
 
     /// Who may do what with a table's folder, by Unix.

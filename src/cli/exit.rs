@@ -98,7 +98,8 @@ impl Exit {
         match error {
             KmsError::Denied { .. } | KmsError::FixedPolicy => Self::Denied,
             KmsError::NotFound => Self::NotFound,
-            KmsError::Tampered => Self::Integrity,
+            KmsError::Tampered | KmsError::InvalidCiphertext(_) => Self::Integrity,
+            KmsError::Outdated(_) => Self::Busy,
             KmsError::Store(error) => Self::of_store(error),
             KmsError::Io(error) => Self::of_io(error),
             KmsError::KeyRevoked(_)

@@ -2,7 +2,6 @@
 //! grants are printed.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -18,9 +17,7 @@ use crate::types::text_of_path;
 pub(super) fn run(control: &Control, command: &GrantCommand, output: &mut Output<'_>) -> Result<(), CliError> {
     if let GrantCommand::List { key } = command {
         let path = Path::new("keys").join(file_name("key", key)?).join("grants.jsonl");
-        let lines = BufReader::new(control.open(&path)?).split(b'\n');
-        let read = |error| CliError::io("read", &path, error);
-        return print(&mut lines.map(|line| line.map_err(read)), output);
+        return print(control.lines(&path)?, output);
     }
     let (key, line) = order(command)?;
     say(command, &control.command(Object::Key(key), &line)?, output)
@@ -45,18 +42,9 @@ pub(super) fn say(command: &GrantCommand, result: &str, output: &mut Output<'_>)
     }
 }
 
-/// Grants, one JSON object a line: as a table, or as an array.
-pub(super) fn print(
-    lines: &mut dyn Iterator<Item = Result<Vec<u8>, CliError>>,
-    output: &mut Output<'_>,
-) -> Result<(), CliError> {
-    let mut rows = Vec::new();
-    for line in lines {
-        let line = line?;
-        let row: Value = serde_json::from_slice(&line)
-            .map_err(|source| CliError::Malformed { path: Path::new("grants.jsonl").to_owned(), source })?;
-        rows.push(if output.json() { row } else { shown(row) });
-    }
+/// Grants: as a table, or as an array.
+pub(super) fn print(grants: Vec<Value>, output: &mut Output<'_>) -> Result<(), CliError> {
+    let rows = if output.json() { grants } else { grants.into_iter().map(shown).collect() };
     output.table(&rows, &["GrantId", "GranteePrincipal", "Operations", "Expires", "Constraints", "Name"])
 }
 

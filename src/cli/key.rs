@@ -1,5 +1,7 @@
 //! `kmsfs key`, on a mount.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::args::{KeyChange, KeyCommand};
@@ -19,7 +21,7 @@ pub(super) fn run(control: &Control, command: &KeyCommand, output: &mut Output<'
             if output.json() { output.document(&described(control, name)) } else { output.result(&result) }
         }
         KeyCommand::List => {
-            let keys: Vec<Value> = control.keys()?.iter().map(|name| described(control, name)).collect();
+            let keys = control.lines(Path::new("keys.jsonl"))?;
             output.table(&keys, &["Name", "KeyState", "KeyManager", "Description"])
         }
         KeyCommand::Describe { name } => output.object(&control.describe(Object::Key(name))?),

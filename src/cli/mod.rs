@@ -4,6 +4,7 @@
 
 pub mod args;
 mod audit;
+mod bytes;
 pub mod control;
 pub mod credentials;
 pub mod exit;
@@ -17,6 +18,7 @@ pub mod principal;
 mod re_encrypt;
 mod serve;
 mod status;
+pub mod stream;
 mod table;
 mod umount;
 mod why;
@@ -32,7 +34,9 @@ use control::{Control, Object};
 use exit::{CliError, Exit};
 use output::Output;
 
+use crate::kms::KmsError;
 use crate::mount::Author;
+use crate::types::Action;
 
 const AT_VARIABLE: &str = "KMSFS_AT";
 /// The names by which mount(8) calls a helper.
@@ -93,13 +97,19 @@ fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<Exit, CliError> {
         },
         Command::Policy(PolicyArgs { command: PolicyCommand::Check { file }, .. }) => policy::check(file, output)?,
         Command::Policy(args) => match target(cli)? {
-            Target::Mount(control) => policy::run(&control, &args.command, output)?,
-            Target::Store(store) => offline::policy(&store, &args.offline, &args.command, output)?,
+            Target::Mount(control) => return policy::run(&control, &args.command, output),
+            Target::Store(store) => return offline::policy(&store, &args.offline, &args.command, output),
         },
         Command::Grant(args) => match target(cli)? {
             Target::Mount(control) => grant::run(&control, &args.command, output)?,
             Target::Store(store) => offline::grant(&store, &args.offline, &args.command, output)?,
         },
+        Command::Encrypt(args) => bytes::encrypt(&on_mount(cli, Action::Encrypt)?, args, output)?,
+        Command::Decrypt(args) => bytes::decrypt(&on_mount(cli, Action::Decrypt)?, args, output)?,
+        Command::ReEncrypt(args) => bytes::re_encrypt(&on_mount(cli, Action::ReEncryptFrom)?, args, output)?,
+        Command::GenerateDataKey(args) => {
+            bytes::generate_data_key(&on_mount(cli, Action::GenerateDataKey)?, args, output)?;
+        }
         Command::Why(args) => return why::run(&args.path, output),
         Command::Audit(args) => {
             return match target(cli)? {
@@ -141,6 +151,17 @@ fn target(cli: &Cli) -> Result<Target, CliError> {
         Ok(control) => Ok(Target::Mount(control)),
         Err(CliError::NotAMount { .. }) if path.join("root").is_file() => Ok(Target::Store(path)),
         Err(error) => Err(error),
+    }
+}
+
+/// The mount, for what uses a key: whoever holds a store's credential manages its keys and uses none.
+fn on_mount(cli: &Cli, action: Action) -> Result<Control, CliError> {
+    match target(cli)? {
+        Target::Mount(control) => Ok(control),
+        Target::Store(_) => {
+            let why = "a custodian uses no key: mount the store, and do it as a key user".to_owned();
+            Err(KmsError::Denied { action, why }.into())
+        }
     }
 }
 

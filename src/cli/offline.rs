@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::args::{
     AuditCommand, CredentialArgs, GrantCommand, KeyCommand, OfflineArgs, PolicyCommand, SlotAddArgs, SlotCommand,
-    TableCommand, TableCreateArgs,
+    TableCommand, TableCreateArgs, key_and_word,
 };
 use super::credentials::Asking;
 use super::exit::{CliError, Exit};
@@ -94,10 +94,8 @@ pub(super) fn grant(
 ) -> Result<(), CliError> {
     if let GrantCommand::List { key } = command {
         let custody = Custody::open(store, args, Intent::Look)?;
-        let lines = custody
-            .kms
-            .grant_lines(&Subject::Custodian { uid: geteuid().as_raw(), reason: "" }, &*custody.key(key)?)?;
-        return grant::print(&mut lines.map(Ok), output);
+        let who = Subject::Custodian { uid: geteuid().as_raw(), reason: "" };
+        return grant::print(custody.kms.list_grants(&who, &*custody.key(key)?)?, output);
     }
     let (name, line) = grant::order(command)?;
     as_custodian(store, args, |custody, who| {
@@ -151,34 +149,46 @@ pub(super) fn policy(
     args: &OfflineArgs,
     command: &PolicyCommand,
     output: &mut Output<'_>,
-) -> Result<(), CliError> {
+) -> Result<Exit, CliError> {
     match command {
-        PolicyCommand::Check { file } => policy::check(file, output),
-        PolicyCommand::Get { key: None, .. } => {
+        PolicyCommand::Check { file } => policy::check(file, output)?,
+        PolicyCommand::Get { key, generation, .. } => {
             let custody = Custody::open(store, args, Intent::Look)?;
-            output.bytes(custody.kms.store_policy()?.text.as_bytes())
+            let (text, saved) = if let Some(name) = key {
+                let now = custody.key(name)?.now().ok_or(KmsError::Tampered)?;
+                (now.policy.text.clone(), now.policy.generation)
+            } else {
+                let policy = custody.kms.store_policy()?;
+                (policy.text.clone(), policy.generation)
+            };
+            output.bytes(if *generation { format!("{saved}\n") } else { text }.as_bytes())?;
         }
-        PolicyCommand::Get { key: Some(name), .. } => {
-            let custody = Custody::open(store, args, Intent::Look)?;
-            let now = custody.key(name)?.now().ok_or(KmsError::Tampered)?;
-            output.bytes(now.policy.text.as_bytes())
-        }
-        PolicyCommand::Put { key, file, .. } => {
-            let document = policy::read_document(file)?;
-            let text = policy::text_of(&document, file)?;
+        PolicyCommand::Put { words, store: of_store, if_generation } => {
+            let (key, file) = key_and_word(*of_store, words, "a file")?;
+            let document = policy::read_document(Path::new(file))?;
+            let text = policy::text_of(&document, Path::new(file))?;
             as_custodian(store, args, |custody, who| {
                 match key {
-                    Some(name) => custody.kms.put_key_policy(who, &custody.key(name)?, text)?,
-                    None => custody.kms.put_store_policy(who, text)?,
+                    Some(name) => custody.kms.put_key_policy_if(who, &custody.key(name)?, text, *if_generation)?,
+                    None => custody.kms.put_store_policy_if(who, text, *if_generation)?,
                 }
                 output.result("the policy is in force")
-            })
+            })?;
         }
         PolicyCommand::Rebind { key } => as_custodian(store, args, |custody, who| {
             custody.kms.rebind(who, &custody.key(key)?)?;
             output.result("names bound anew")
-        }),
+        })?,
+        PolicyCommand::Simulate { .. } | PolicyCommand::WhoCan { .. } | PolicyCommand::Diff { .. } => {
+            let asked = policy::asked(command)?;
+            let custody = Custody::open(store, args, Intent::Look)?;
+            let key = asked.key.as_deref().map(|name| custody.key(name)).transpose()?;
+            let who = Subject::Custodian { uid: geteuid().as_raw(), reason: optional_reason(args) };
+            let answer = custody.kms.query(&who, key.as_ref(), &asked.query, &asked.document)?;
+            return policy::print_answer(&asked.query, &answer, output);
+        }
     }
+    Ok(Exit::Done)
 }
 
 /// `kmsfs audit` on an unmounted store.

@@ -44,6 +44,13 @@ impl<'a> Output<'a> {
         }
     }
 
+    /// Some of these bytes, as write(2) has it: whoever writes without end wants to know that nobody reads.
+    pub fn write_raw(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.out.flush()?;
+        Ok(count)
+    }
+
     /// A line of text.
     pub fn line(&mut self, text: &str) -> Result<(), CliError> {
         self.bytes(format!("{text}\n").as_bytes())

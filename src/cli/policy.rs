@@ -4,10 +4,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::args::PolicyCommand;
+use serde_json::{Value, json};
+
+use super::args::{AboutArgs, PolicyCommand, key_and_word};
 use super::control::{Control, Object};
-use super::exit::CliError;
-use super::output::Output;
+use super::exit::{CliError, Exit};
+use super::output::{Output, printable};
+use crate::kms::{About, PolicyDiff, Query, Simulate, WhoCan};
 use crate::policy::{NameKind, Policy};
 use crate::sys;
 
@@ -15,20 +18,178 @@ use crate::sys;
 const MAX_DOCUMENT: u64 = 64 << 10;
 
 /// Runs a policy command through the control tree.
-pub(super) fn run(control: &Control, command: &PolicyCommand, output: &mut Output<'_>) -> Result<(), CliError> {
+pub(super) fn run(control: &Control, command: &PolicyCommand, output: &mut Output<'_>) -> Result<Exit, CliError> {
     match command {
-        PolicyCommand::Get { key, store: _ } => output.bytes(&control.policy(object(key.as_deref()))?),
-        PolicyCommand::Put { key, file, store: _ } => {
-            let document = read_document(file)?;
-            control.put_policy(object(key.as_deref()), &document)?;
-            output.result("the policy is in force")
+        PolicyCommand::Get { key, generation: true, .. } => {
+            output.bytes(&control.policy_generation(object(key.as_deref()))?)?;
         }
-        PolicyCommand::Check { file } => check(file, output),
+        PolicyCommand::Get { key, .. } => output.bytes(&control.policy(object(key.as_deref()))?)?,
+        PolicyCommand::Put { words, store, if_generation } => {
+            let (key, file) = key_and_word(*store, words, "a file")?;
+            let document = read_document(Path::new(file))?;
+            let object = object(key);
+            match if_generation {
+                Some(generation) => control.put_policy_at(object, &document, *generation)?,
+                None => control.put_policy(object, &document)?,
+            }
+            output.result("the policy is in force")?;
+        }
+        PolicyCommand::Check { file } => check(file, output)?,
         PolicyCommand::Rebind { key } => {
             let result = control.command(Object::Key(key), "rebind")?;
-            output.result(&result)
+            output.result(&result)?;
+        }
+        PolicyCommand::Simulate { .. } | PolicyCommand::WhoCan { .. } | PolicyCommand::Diff { .. } => {
+            let asked = asked(command)?;
+            let line = serde_json::to_string(&asked.query)
+                .map_err(|source| CliError::Malformed { path: "the request".into(), source })?;
+            let answer = control.exchange(object(asked.key.as_deref()), "query", &line, &asked.document)?;
+            let answer = serde_json::from_slice(&answer)
+                .map_err(|source| CliError::Malformed { path: "query".into(), source })?;
+            return print_answer(&asked.query, &answer, output);
         }
     }
+    Ok(Exit::Done)
+}
+
+/// A question about the policy of a key, without one of the store, and the document that it comes with.
+pub(super) struct Asked {
+    pub(super) key: Option<String>,
+    pub(super) query: Query,
+    pub(super) document: Vec<u8>,
+}
+
+/// The question that a command asks.
+pub(super) fn asked(command: &PolicyCommand) -> Result<Asked, CliError> {
+    let of = |key: Option<&str>, query| Asked { key: key.map(str::to_owned), query, document: Vec::new() };
+    match command {
+        PolicyCommand::Simulate { key, who, action, about } => {
+            let asked = Simulate { r#as: who.to_string(), action: action.clone(), about: about_of(about)? };
+            Ok(of(key.as_deref(), Query::Simulate(asked)))
+        }
+        PolicyCommand::WhoCan { words, about } => {
+            let (key, action) = key_and_word(about.store, words, "an action")?;
+            Ok(of(key, Query::WhoCan(WhoCan { action: action.to_owned(), about: about_of(about)? })))
+        }
+        PolicyCommand::Diff { words, store, item } => {
+            let (key, file) = key_and_word(*store, words, "a file")?;
+            let document = read_document(Path::new(file))?;
+            Ok(Asked { document, ..of(key, Query::PolicyDiff(PolicyDiff { item: item.clone() })) })
+        }
+        PolicyCommand::Get { .. }
+        | PolicyCommand::Put { .. }
+        | PolicyCommand::Check { .. }
+        | PolicyCommand::Rebind { .. } => Err(CliError::usage("this asks nothing")),
+    }
+}
+
+fn about_of(about: &AboutArgs) -> Result<About, CliError> {
+    let encryption_context = super::bytes::pairs(&about.context)?;
+    Ok(About { table: about.table.clone(), item: about.item.clone(), encryption_context })
+}
+
+/// Prints what a question came to.
+pub(super) fn print_answer(query: &Query, answer: &Value, output: &mut Output<'_>) -> Result<Exit, CliError> {
+    let denied = matches!(query, Query::Simulate(_)) && answer.get("Allowed") != Some(&Value::Bool(true));
+    let exit = if denied { Exit::Denied } else { Exit::Done };
+    if output.json() {
+        output.document(answer)?;
+        return Ok(exit);
+    }
+    match query {
+        Query::Simulate(_) => print_simulation(answer, output)?,
+        Query::WhoCan(_) => print_who_can(answer, output)?,
+        Query::PolicyDiff(_) => print_diff(answer, output)?,
+    }
+    Ok(exit)
+}
+
+fn print_simulation(answer: &Value, output: &mut Output<'_>) -> Result<(), CliError> {
+    output.line(&format!("{}: {}", text(answer, "Verdict"), text(answer, "Reason")))?;
+    let who = answer.get("Who").map_or_else(String::new, named);
+    output.line(&format!("who: {} ({who})", text(answer, "As")))?;
+    output.line(&format!("action: {}", text(answer, "Action")))?;
+    if answer.get("KeyName").is_some() {
+        output.line(&format!("key: {}, {}", text(answer, "KeyName"), text(answer, "KeyState")))?;
+    }
+    for (name, value) in answer.get("EncryptionContext").and_then(Value::as_object).into_iter().flatten() {
+        output.line(&format!("context: {}={}", one_line(name), one_line(value.as_str().unwrap_or_default())))?;
+    }
+    Ok(())
+}
+
+fn print_who_can(answer: &Value, output: &mut Output<'_>) -> Result<(), CliError> {
+    let rows: Vec<Value> = rows(answer, "Principals")
+        .map(|row| json!({ "Who": named(row), "Reason": text(row, "Reason") }))
+        .chain(
+            answer
+                .get("AnyoneElse")
+                .and_then(Value::as_str)
+                .map(|reason| json!({ "Who": "anyone else", "Reason": reason })),
+        )
+        .collect();
+    output.table(&rows, &["Who", "Reason"])?;
+    warn_if_incomplete(answer, output);
+    Ok(())
+}
+
+fn print_diff(answer: &Value, output: &mut Output<'_>) -> Result<(), CliError> {
+    let list = |row: &Value, member: &str| {
+        let words = row.get(member).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        words.map(one_line).collect::<Vec<_>>().join(" ")
+    };
+    let rows: Vec<Value> = rows(answer, "Changes")
+        .map(|row| {
+            let tables = list(row, "Tables");
+            let direct = row.get("DirectCalls") == Some(&Value::Bool(true));
+            let places =
+                [(!tables.is_empty()).then(|| format!("tables {tables}")), direct.then(|| "direct calls".to_owned())];
+            let places = places.into_iter().flatten().collect::<Vec<_>>().join(", ");
+            let places = if places.is_empty() { String::new() } else { format!("({places})") };
+            let who = row.get("Who").map_or_else(String::new, named);
+            json!({ "Who": who, "Change": text(row, "Change"), "Actions": list(row, "Actions"), "Where": places })
+        })
+        .collect();
+    if rows.is_empty() {
+        output.line("nobody gains or loses anything")?;
+    }
+    output.table(&rows, &["Who", "Change", "Actions", "Where"])?;
+    if answer.get("LockOut") == Some(&Value::Bool(true)) {
+        output.warn("the save would be refused: you could not change the policy any more");
+    }
+    if answer.get("TestsItems") == Some(&Value::Bool(true)) {
+        output.warn("a statement tests what is asked about, the item or a context: --item says what changes for one");
+    }
+    warn_if_incomplete(answer, output);
+    Ok(())
+}
+
+fn warn_if_incomplete(answer: &Value, output: &mut Output<'_>) {
+    if answer.get("Complete") != Some(&Value::Bool(true)) {
+        output.warn("there are more accounts on this host than were gone through");
+    }
+}
+
+fn rows<'a>(answer: &'a Value, member: &str) -> impl Iterator<Item = &'a Value> {
+    answer.get(member).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn text<'a>(value: &'a Value, member: &str) -> &'a str {
+    value.get(member).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// `bob`, `uid 1002`, or `anyone else`.
+fn named(who: &Value) -> String {
+    match (who.get("UserName").and_then(Value::as_str), who.get("Uid").and_then(Value::as_u64)) {
+        (Some(name), _) => one_line(name),
+        (None, Some(uid)) => format!("uid {uid}"),
+        (None, None) => "anyone else".to_owned(),
+    }
+}
+
+/// A name from elsewhere must not write lines of its own.
+fn one_line(text: &str) -> String {
+    printable(text).replace(['\n', '\t'], "\u{fffd}")
 }
 
 /// A policy's text from a file, or from standard input for `-`.

@@ -26,7 +26,8 @@ impl From<KmsError> for FsError {
             | KmsError::Invalid(_) => Self::Invalid,
             KmsError::ReadOnly => Self::ReadOnly,
             // Opening fails because of damage alone.
-            KmsError::Tampered | KmsError::Crypto(_) => Self::Tampered,
+            KmsError::Tampered | KmsError::InvalidCiphertext(_) | KmsError::Crypto(_) => Self::Tampered,
+            KmsError::Outdated(_) => Self::Busy,
             KmsError::Store(error) => of_store(error),
             KmsError::Audit(error) => of_audit(error),
             KmsError::Io(error) => Self::Io(error),

@@ -42,10 +42,10 @@ impl<K> Right<K> {
         until != i64::MAX && now() >= until
     }
 
-    /// Notes a new decision, unless one was made meanwhile under a later generation.
-    fn found_good(&self, found: Standing) {
+    /// Notes a new decision, unless the key has changed since: then the next use decides once more.
+    fn found_good(&self, found: Standing, generation: impl FnOnce() -> u64) {
         let _deciding = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.decided.load(Ordering::Acquire) <= found.generation {
+        if generation() == found.generation {
             self.until.store(found.until, Ordering::Release);
             self.decided.store(found.generation, Ordering::Release);
         }
@@ -294,7 +294,7 @@ impl FileSystem {
             let asked = ItemAsked { table, path: &path };
             let found = self.kms.decide_again(&handle.opener.subject(), &asked, right.action)?;
             self.check_name(&handle.inode, &at, &handle.item)?;
-            right.found_good(found);
+            right.found_good(found, || table.key().generation());
         }
         Ok(&right.key)
     }

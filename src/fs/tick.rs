@@ -42,9 +42,11 @@ impl FileSystem {
         {
             log::error!("{error}");
         }
+        // What the trail says has ended has been taken by then.
+        let now = self.kms.now();
         self.revoke_expired();
+        self.kms.tend_grants(now);
         self.keep_time(count);
-        self.kms.tend_grants();
         let pending = !self.options.read_only && self.journal.pending_bytes() > 0;
         if pending
             && count.is_multiple_of(CHECKPOINT_EVERY)

@@ -190,10 +190,21 @@ impl Kms {
         context: &EncryptionContext,
     ) -> Decision {
         let resource: Vec<&str> = resource.iter().map(String::as_str).collect();
-        let scene = scene(now, account, grants, &resource);
+        self.judge(&scene(now, account, grants, &resource), principal, action, context, false)
+    }
+
+    /// Puts a question to the policy engine, with what it has to be told: the time, and a user name where one counts.
+    pub(super) fn judge(
+        &self,
+        scene: &Scene<'_>,
+        principal: &Principal,
+        action: Action,
+        context: &EncryptionContext,
+        direct: bool,
+    ) -> Decision {
         let username = if scene.uses_username() { self.user_name(principal.uid) } else { None };
-        let request = Request { action, principal, context, username: username.as_deref(), now: self.now() };
-        policy::evaluate(&scene, &request)
+        let request = Request { action, principal, context, direct, username: username.as_deref(), now: self.now() };
+        policy::evaluate(scene, &request)
     }
 
     /// Decides about managing a key; a denial is an event.
@@ -203,7 +214,18 @@ impl Kms {
             let name = key.now().map(|now| now.record.name.clone()).unwrap_or_default();
             self.log_refusal(who, action, Some(key.id()), &name, error)?;
         }
-        result
+        result.map_err(|error| self.told(who, key, error))
+    }
+
+    /// An error as a caller may hear it: which statement denies is for those who may read the policy.
+    pub(super) fn told(&self, who: &Subject<'_>, key: &Key, error: KmsError) -> KmsError {
+        if let KmsError::Denied { action, .. } = error
+            && matches!(who, Subject::Caller { .. })
+            && !self.would_allow(who, key, Action::GetKeyPolicy)
+        {
+            return KmsError::Denied { action, why: "the policy does not allow it".to_owned() };
+        }
+        error
     }
 
     /// The same where the key's state is no reason to refuse: what is asked for is possible in every state.
@@ -326,10 +348,7 @@ impl Kms {
         let resource: Vec<&str> = resource.iter().map(String::as_str).collect();
         let scene =
             Scene { policy, bindings, account: None, grants: &[], state: KeyState::Enabled, resource: &resource };
-        let username = if scene.uses_username() { self.user_name(principal.uid) } else { None };
-        let context = EncryptionContext::default();
-        let request = Request { action, principal, context: &context, username: username.as_deref(), now: self.now() };
-        policy::evaluate(&scene, &request)
+        self.judge(&scene, principal, action, &EncryptionContext::default(), false)
     }
 
     /// Whether a caller may save a key's policy, asked when a document is opened for writing.
@@ -373,7 +392,14 @@ impl Kms {
     fn refuse_if_out(&self, scene: &Scene<'_>, principal: &Principal, action: Action) -> Result<(), KmsError> {
         let username = if scene.uses_username() { self.user_name(principal.uid) } else { None };
         let context = EncryptionContext::default();
-        let request = Request { action, principal, context: &context, username: username.as_deref(), now: self.now() };
+        let request = Request {
+            action,
+            principal,
+            context: &context,
+            direct: false,
+            username: username.as_deref(),
+            now: self.now(),
+        };
         if policy::would_lock_out(scene, &request) { Err(KmsError::LockOut) } else { Ok(()) }
     }
 
@@ -393,7 +419,7 @@ impl Kms {
     }
 }
 
-fn scene<'a>(
+pub(super) fn scene<'a>(
     now: &'a KeyNow,
     account: Option<&'a BoundPolicy>,
     grants: &'a [Grant],
@@ -416,11 +442,11 @@ fn stands_until(decision: &Decision, grants: &[Grant]) -> i64 {
 }
 
 /// What a key is called in an ARN.
-fn resource_of(key: &Key, now: &KeyNow) -> [String; 2] {
+pub(super) fn resource_of(key: &Key, now: &KeyNow) -> [String; 2] {
     [format!("key/{}", key.id()), format!("key/{}", now.record.name)]
 }
 
-fn verdict(decision: &Decision, action: Action, state: KeyState) -> Result<(), KmsError> {
+pub(super) fn verdict(decision: &Decision, action: Action, state: KeyState) -> Result<(), KmsError> {
     of_verdict(decision.verdict, action, state, || decision.reason.to_string())
 }
 

@@ -51,6 +51,10 @@ pub enum KmsError {
     FixedPolicy,
     /// The store is mounted read-only.
     ReadOnly,
+    /// Not a ciphertext that this key opens in this context, with what it lacks.
+    InvalidCiphertext(&'static str),
+    /// The policy is not the generation any more on which a save was to build; it is this one.
+    Outdated(u64),
     /// The record of the key or table does not verify.
     Tampered,
     /// A request that makes no sense, with the reason.
@@ -86,6 +90,11 @@ impl fmt::Display for KmsError {
             ),
             Self::FixedPolicy => f.write_str("the policy of this key is fixed"),
             Self::ReadOnly => f.write_str("the store is mounted read-only"),
+            Self::InvalidCiphertext(why) => write!(f, "the ciphertext is not valid: {why}"),
+            Self::Outdated(generation) => write!(
+                f,
+                "the policy has been changed meanwhile: it is generation {generation} now (read it again, and build on that)"
+            ),
             Self::Tampered => f.write_str("a record in the store does not verify"),
             Self::Invalid(why) => f.write_str(why),
             Self::Store(error) => error.fmt(f),
@@ -117,6 +126,8 @@ impl std::error::Error for KmsError {
             | Self::LockOut
             | Self::FixedPolicy
             | Self::ReadOnly
+            | Self::InvalidCiphertext(_)
+            | Self::Outdated(_)
             | Self::Tampered
             | Self::Invalid(_) => None,
         }

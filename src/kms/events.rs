@@ -5,18 +5,23 @@
 use std::sync::Arc;
 
 use super::decide::ItemAsked;
+use super::direct::DirectCall;
 use super::grant::Issued;
 use super::key::Decided;
 use super::record::hex;
 use super::{Key, Kms, KmsError, Subject, Table};
 use crate::audit::{Event, Events, OpenedItem, TrailReader, UserIdentity};
 use crate::crypto::sha256;
+use crate::policy::Decision;
 use crate::store::TrailHead;
 use crate::sys;
 use crate::types::{Action, EncryptionContext, KeyId, TableId, text_of_path_in};
 
 /// What an event holds of an item's path: in JSON a byte may become six, and an event has 64 KiB.
 const PATH_BYTES_MOST: usize = 4096;
+
+/// What an event holds of a context that a caller gives, as JSON.
+const CONTEXT_BYTES_MOST: usize = 2048;
 
 /// How much is told of a caller: reading /proc costs more than the open of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +90,36 @@ impl Kms {
         )
     }
 
+    /// A direct call that was decided and done, and is about to be answered.
+    pub(super) fn log_direct(
+        &self,
+        who: &Subject<'_>,
+        call: &DirectCall<'_>,
+        decision: &Decision,
+    ) -> Result<(), KmsError> {
+        let event = self.direct_event(who, call, Detail::Plain);
+        self.append(&event.detail("decidedBy", decision.reason.to_string()), false)
+    }
+
+    pub(super) fn log_direct_refusal(
+        &self,
+        who: &Subject<'_>,
+        call: &DirectCall<'_>,
+        error: &KmsError,
+    ) -> Result<(), KmsError> {
+        let event = self.direct_event(who, call, Detail::WithProcess);
+        self.append(&event.error(code_of(error), error.to_string()), false)
+    }
+
+    fn direct_event(&self, who: &Subject<'_>, call: &DirectCall<'_>, detail: Detail) -> Event {
+        let event = Event::new(call.event, self.identity(who, detail));
+        let event = call.keys.iter().fold(event, |event, key| {
+            let name = key.now().map(|now| now.record.name.clone());
+            event.resource("kmsfs::Key", Some(key.id().to_string()), name)
+        });
+        call.contexts.iter().fold(event, |event, (name, context)| event.parameter(name, told_of(context)))
+    }
+
     /// A change of a key that is about to be made.
     pub(super) fn log_management(
         &self,
@@ -142,7 +177,9 @@ impl Kms {
             let event =
                 self.grant_event(Event::new(short(action), self.identity(who, Detail::WithProcess)), key, grant);
             let event = note.map_or_else(|| event.clone(), |note| event.clone().detail("note", note));
-            self.append(&with_reason(event, who), true)?;
+            // What a mere grantee does must not use up the trail's reserve.
+            let urgent = action != Action::CreateGrant || grant.parent().is_none();
+            self.append(&with_reason(event, who), urgent)?;
         }
         match &self.trail {
             Some(trail) => Ok(trail.sync()?),
@@ -344,6 +381,16 @@ impl Iterator for TrailLines {
     }
 }
 
+/// A context is the caller's own words: what is long stands in the trail by its length and digest.
+fn told_of(context: &EncryptionContext) -> serde_json::Value {
+    let pairs = serde_json::json!(context.pairs());
+    let text = pairs.to_string();
+    if text.len() <= CONTEXT_BYTES_MOST {
+        return pairs;
+    }
+    serde_json::json!({ "kmsfs:length": text.len().to_string(), "kmsfs:sha256": hex(&sha256(text.as_bytes())) })
+}
+
 fn daemon() -> UserIdentity {
     UserIdentity::daemon(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw(), std::process::id())
 }
@@ -392,6 +439,8 @@ fn code_of(error: &KmsError) -> &'static str {
             "MalformedPolicyDocumentException"
         }
         KmsError::BadName(_) | KmsError::NameTooLong | KmsError::Invalid(_) => "ValidationException",
+        KmsError::InvalidCiphertext(_) => "InvalidCiphertextException",
+        KmsError::Outdated(_) => "ConflictException",
         KmsError::Tampered => "TamperingFound",
         KmsError::ReadOnly | KmsError::Store(_) | KmsError::Audit(_) | KmsError::Crypto(_) | KmsError::Io(_) => {
             "KMSInternalException"

@@ -116,7 +116,25 @@ impl Kms {
 
     /// Saves a key's policy: parsed, its names bound, the caller not locked out; in force when this returns.
     pub fn put_key_policy(&self, who: &Subject<'_>, key: &Arc<Key>, text: &str) -> Result<(), KmsError> {
+        self.put_key_policy_if(who, key, text, None)
+    }
+
+    /// The same, if the policy has the generation that is expected, if one is.
+    ///
+    /// # Errors
+    /// `Outdated` if another save has come in between.
+    pub fn put_key_policy_if(
+        &self,
+        who: &Subject<'_>,
+        key: &Arc<Key>,
+        text: &str,
+        expected: Option<u64>,
+    ) -> Result<(), KmsError> {
         let _changing = self.changing();
+        // Before the generation is told: it is for those who may know of the policy.
+        self.check_key(who, key, Action::PutKeyPolicy)?;
+        let now = key.now().ok_or(KmsError::Tampered)?;
+        refuse_outdated(expected, now.policy.generation)?;
         self.put_key_policy_in_change(who, key, text)
     }
 
@@ -189,10 +207,19 @@ impl Kms {
 
     /// Saves the store's own policy.
     pub fn put_store_policy(&self, who: &Subject<'_>, text: &str) -> Result<(), KmsError> {
+        self.put_store_policy_if(who, text, None)
+    }
+
+    /// The same, if the policy has the generation that is expected, if one is.
+    ///
+    /// # Errors
+    /// `Outdated` if another save has come in between.
+    pub fn put_store_policy_if(&self, who: &Subject<'_>, text: &str, expected: Option<u64>) -> Result<(), KmsError> {
         let _changing = self.changing();
         self.check_store(who, Action::PutStorePolicy, "")?;
-        let parsed = Policy::parse(text)?;
         let old = self.store_policy();
+        refuse_outdated(expected, old.as_ref().map_or(0, |old| old.generation))?;
+        let parsed = Policy::parse(text)?;
         let (bindings, generation) = match &old {
             Ok(old) => (bind(&parsed, &old.bindings)?, old.generation),
             Err(_) => (bind(&parsed, &Bindings::default())?, 0),
@@ -447,6 +474,10 @@ pub(super) fn bind(policy: &Policy, old: &Bindings) -> Result<Bindings, KmsError
         bound.insert(used.name.clone(), id);
     }
     Ok(bindings)
+}
+
+fn refuse_outdated(expected: Option<u64>, now: u64) -> Result<(), KmsError> {
+    if expected.is_some_and(|expected| expected != now) { Err(KmsError::Outdated(now)) } else { Ok(()) }
 }
 
 /// A name of a key or a table: a file name that a person can type.

@@ -5,12 +5,14 @@
 //! on the way to a decision denies. It refuses to hand out raw key bytes.
 
 mod blast;
+mod ciphertext;
 mod clock;
 mod command;
 mod data_key;
 mod decide;
 mod describe;
 mod destroy;
+mod direct;
 mod error;
 mod events;
 mod explain;
@@ -19,7 +21,9 @@ mod key;
 mod life;
 mod load;
 mod manage;
+mod query;
 mod record;
+mod request;
 mod retire;
 mod rotate;
 mod table;
@@ -40,9 +44,11 @@ use crate::store::Store;
 use crate::types::{KeyId, Principal, StoreId, TableId};
 
 pub use blast::{BlastRadius, TableRadius};
+pub use ciphertext::{CIPHERTEXT_LEAST, CIPHERTEXT_MAGIC, CIPHERTEXT_MOST, Ciphertext, PLAINTEXT_MOST};
 pub use command::{StoreCommand, TableCommand};
 pub use data_key::{DataKey, HeaderKey, ItemKeySource, ReSealKey, SealKey, TableKeys};
 pub use decide::{ItemAsked, Standing};
+pub use direct::GeneratedKey;
 pub use error::KmsError;
 pub use events::TrailLines;
 pub use explain::Explanation;
@@ -50,9 +56,14 @@ pub use grant::{GrantLines, GrantSpec, Issued};
 pub use key::{BoundPolicy, Key, KeyNow};
 pub use load::Damaged;
 pub use manage::{KeySpec, TableSpec};
+pub use query::{About, PolicyDiff, Query, Simulate, WhoCan};
 pub use record::{
     CacheMode, Deletion, KeyOrigin, KeyRecord, NamesMode, OnRevoke, ReEncryption, Receipt, ReceiptTable, Rotation,
     RotationType, Settings, TableRecord, hex,
+};
+pub use request::{
+    ContextRequest, DataKeyRequest, DirectRequest, REQUEST_LINE_MOST, ReEncryptRequest, base64_into, line_and_data,
+    parse_line,
 };
 pub use table::Table;
 pub use update_table::{Ordered, SettingsChange};

@@ -65,9 +65,13 @@ impl Kms {
     pub fn waits_for_time(&self) -> bool {
         let inner = self.read();
         inner.policy.as_ref().is_some_and(|policy| policy.policy.depends_on_time())
-            || inner.keys.values().any(|key| key.grants().expire())
-            || inner.keys.values().filter_map(|key| key.now()).any(|now| {
-                now.record.deletion.is_some() || now.record.rotation.is_some() || now.policy.policy.depends_on_time()
+            || inner.keys.values().any(|key| {
+                key.grants().expire()
+                    || key.now().is_some_and(|now| {
+                        now.record.deletion.is_some()
+                            || now.record.rotation.is_some()
+                            || now.policy.policy.depends_on_time()
+                    })
             })
     }
 

@@ -115,8 +115,14 @@ mod tests {
             .into_iter()
             .filter(|action| *action != Action::CancelKeyDeletion)
             .filter(|action| {
-                let request =
-                    Request { action: *action, principal: &principal, context: &context, username: None, now: 0 };
+                let request = Request {
+                    action: *action,
+                    principal: &principal,
+                    context: &context,
+                    direct: false,
+                    username: None,
+                    now: 0,
+                };
                 evaluate(&scene, &request).is_allowed()
             })
             .collect()
@@ -137,6 +143,7 @@ mod tests {
                 Action::Decrypt,
                 Action::Encrypt,
                 Action::GenerateDataKey,
+                Action::GenerateDataKeyWithoutPlaintext,
                 Action::ReEncryptFrom,
                 Action::ReEncryptTo,
                 Action::DescribeKey,

@@ -23,6 +23,8 @@ pub(super) struct Facts<'a> {
     pub(super) asker: Identity<'a>,
     pub(super) username: Option<&'a str>,
     pub(super) context: &'a EncryptionContext,
+    /// The key is called for itself, not for a table: no service stands in between.
+    pub(super) direct: bool,
     pub(super) now: i64,
     pub(super) budget: &'a Budget,
 }
@@ -369,6 +371,7 @@ impl Key {
             Self::EpochTime => one(facts.now.to_string()),
             Self::Username => facts.username.map_or(Found::Unknown, |name| Found::Values(vec![Cow::Borrowed(name)])),
             Self::PrincipalArn => facts.username.map_or(Found::Unknown, |name| one(principal_arn(name))),
+            Self::ViaService if facts.direct => Found::Absent,
             Self::ViaService => Found::Values(vec![Cow::Borrowed("kmsfs")]),
             // There is no account to compare with: no Allow may count on it, and no Deny be escaped by it.
             Self::CallerAccount => Found::Unknown,
@@ -526,10 +529,21 @@ mod tests {
     }
 
     fn holds_in(condition: &str, context: &EncryptionContext, groups: Option<&[u32]>, username: Option<&str>) -> Truth {
+        holds_when(condition, context, groups, username, false)
+    }
+
+    fn holds_when(
+        condition: &str,
+        context: &EncryptionContext,
+        groups: Option<&[u32]>,
+        username: Option<&str>,
+        direct: bool,
+    ) -> Truth {
         let facts = Facts {
             asker: Identity { uid: 1001, gid: 100, groups },
             username,
             context,
+            direct,
             now: NOW,
             budget: &Budget::new(),
         };
@@ -562,6 +576,19 @@ mod tests {
             (r#"{"StringEquals":{"kms:ViaService":"ec2.us-west-2.amazonaws.com"}}"#, No),
             (r#"{"StringLike":{"aws:CurrentTime":"2026-07-*"}}"#, Yes),
         ]);
+    }
+
+    #[test]
+    fn a_direct_call_comes_by_no_service() {
+        for (condition, direct, by_table) in [
+            (r#"{"StringEquals":{"kms:ViaService":"kmsfs"}}"#, No, Yes),
+            (r#"{"StringNotEquals":{"kms:ViaService":"kmsfs"}}"#, Yes, No),
+            (r#"{"StringEqualsIfExists":{"kms:ViaService":"kmsfs"}}"#, Yes, Yes),
+            (r#"{"Null":{"kms:ViaService":true}}"#, Yes, No),
+        ] {
+            let holds = |direct| holds_when(condition, &context(&[]), Some(&[]), Some("alice"), direct);
+            assert_eq!((holds(true), holds(false)), (direct, by_table), "{condition}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Request<'a> {
     pub principal: &'a Principal,
     /// Empty where the action has none.
     pub context: &'a EncryptionContext,
+    /// The key is called for itself, as `kmsfs encrypt` does, and not for a table: `kms:ViaService` is absent.
+    pub direct: bool,
     /// The name that the user database gives the asker's uid, now: unlike a `Principal`, a condition on it is bound to
     /// no id. Needed where [`Scene::uses_username`]. Without one, no Allow that depends on it
     /// holds and every Deny does.
@@ -197,6 +199,7 @@ pub fn evaluate(scene: &Scene<'_>, request: &Request<'_>) -> Decision {
         asker: Identity { uid: request.principal.uid, gid: request.principal.gid, groups: groups.as_deref() },
         username: request.username,
         context: request.context,
+        direct: request.direct,
         now: request.now,
         budget: &Budget::new(),
     };
@@ -629,7 +632,14 @@ mod tests {
                 state: self.state,
                 resource: &self.resource,
             };
-            let request = Request { action, principal, context: &self.context, username: self.username, now: self.now };
+            let request = Request {
+                action,
+                principal,
+                context: &self.context,
+                direct: false,
+                username: self.username,
+                now: self.now,
+            };
             evaluate(&scene, &request)
         }
 
@@ -912,6 +922,7 @@ mod tests {
             (Action::Decrypt, [Ok, Off, Off, No]),
             (Action::Encrypt, [Ok, Off, Off, No]),
             (Action::GenerateDataKey, [Ok, Off, Off, No]),
+            (Action::GenerateDataKeyWithoutPlaintext, [Ok, Off, Off, No]),
             (Action::ReEncryptFrom, [Ok, Off, Off, No]),
             (Action::ReEncryptTo, [Ok, Off, Off, No]),
             (Action::DescribeKey, [Ok, Ok, Ok, Ok]),
@@ -966,8 +977,14 @@ mod tests {
             let scene = Scene { policy: &own, bindings: &bindings, account, grants, state, resource: &[] };
             let (principal, context) = (alice(), EncryptionContext::default());
             let action = Action::PutKeyPolicy;
-            let request =
-                Request { action, principal: &principal, context: &context, username: Some("alice"), now: NOW };
+            let request = Request {
+                action,
+                principal: &principal,
+                context: &context,
+                direct: false,
+                username: Some("alice"),
+                now: NOW,
+            };
             would_lock_out(&scene, &request)
         };
         let enabled = KeyState::Enabled;
@@ -1174,7 +1191,8 @@ mod tests {
         let scene = Scene { policy: &policy, bindings: &bindings, account: None, grants: &[], state, resource: &[] };
         let (principal, context) = (alice(), EncryptionContext::default());
         let action = Action::Decrypt;
-        let request = Request { action, principal: &principal, context: &context, username: None, now: 0 };
+        let request =
+            Request { action, principal: &principal, context: &context, direct: false, username: None, now: 0 };
         let started = std::time::Instant::now();
         let rounds = 100;
         for _ in 0..rounds {

@@ -117,6 +117,11 @@ impl Policy {
         &self.names
     }
 
+    /// The uids that statements name as numbers.
+    pub fn uids(&self) -> impl Iterator<Item = u32> {
+        self.statements.iter().flat_map(|statement| statement.principals.uids().iter().copied())
+    }
+
     /// Whether a decision may depend on the asker's groups (or gid, which is unknown where they are).
     pub const fn uses_groups(&self) -> bool {
         self.uses.groups

@@ -114,7 +114,8 @@ fn gives_use(statement: &Statement) -> bool {
 
 fn is_user_list(statement: &Statement) -> bool {
     gives_use(statement)
-        && statement.actions == use_of_key()
+        // AWS's fifth word for a data key came later than some of these lists.
+        && statement.actions.union(ActionSet::of([Action::GenerateDataKeyWithoutPlaintext])) == use_of_key()
         && statement.is_unconditional()
         && !statement.inverted
         && !statement.principals.everyone

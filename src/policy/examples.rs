@@ -39,7 +39,7 @@ impl Example {
         let scene = Scene { policy, bindings, account: None, grants: &[], state: KeyState::Enabled, resource: &[] };
         let principal = Principal { uid, gid: uid, groups: Groups::Known(groups.to_vec()) };
         let context = EncryptionContext::of_item("orders", item.as_bytes());
-        let request = Request { action, principal: &principal, context: &context, username: None, now };
+        let request = Request { action, principal: &principal, context: &context, direct: false, username: None, now };
         evaluate(&scene, &request).is_allowed()
     }
 
@@ -111,7 +111,7 @@ fn read_only_auditor() {
     let principal = Principal { uid: AUDITOR, gid: AUDITOR, groups: Groups::Known(vec![]) };
     let context = EncryptionContext::default();
     let action = Action::Encrypt;
-    let request = Request { action, principal: &principal, context: &context, username: None, now: 0 };
+    let request = Request { action, principal: &principal, context: &context, direct: false, username: None, now: 0 };
     assert!(!evaluate(&scene, &request).is_allowed());
 }
 

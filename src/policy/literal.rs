@@ -189,7 +189,7 @@ fn bits_of(address: IpAddr) -> (u128, u32, bool) {
 }
 
 /// Base 64 with padding (RFC 4648, section 4).
-pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
+pub fn base64(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(4) {
         return None;
     }

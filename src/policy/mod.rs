@@ -39,5 +39,5 @@ pub use decide::{
 pub use document::{MAX_POLICY_LEN, NameKind, NameUse, Policy, Progress, progress};
 pub use edit::{EditError, add_user, remove_user};
 pub use error::{PolicyError, PolicyFault};
-pub use literal::{format_seconds, parse_time};
+pub use literal::{base64, format_seconds, parse_time};
 pub use principal::{Bindings, PForm, PFormError};

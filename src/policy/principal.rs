@@ -252,6 +252,10 @@ impl Principals {
         result
     }
 
+    pub(super) fn uids(&self) -> &[u32] {
+        &self.uids
+    }
+
     pub(super) fn uses_groups(&self) -> bool {
         !self.gids.is_empty() || !self.groups.is_empty()
     }

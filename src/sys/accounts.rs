@@ -5,6 +5,24 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 
+/// An account of the host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Account {
+    pub uid: u32,
+    pub name: String,
+    pub gid: u32,
+}
+
+pub(super) fn of_users(users: impl Iterator<Item = users::User>, most: usize) -> Vec<Account> {
+    let accounts = users.filter_map(|user| {
+        Some(Account { uid: user.uid(), name: user.name().to_str()?.to_owned(), gid: user.primary_group_id() })
+    });
+    let mut accounts: Vec<Account> = accounts.take(most).collect();
+    accounts.sort();
+    accounts.dedup();
+    accounts
+}
+
 /// The name of a uid.
 pub fn user_name(uid: u32) -> Option<String> {
     users::get_user_by_uid(uid)?.name().to_str().map(str::to_owned)
@@ -58,6 +76,14 @@ mod tests {
         assert_eq!(gid_of("root"), Some(0));
         assert_eq!(groups_of_user("root"), Some(vec![0]));
         assert!(home_of(0).is_some_and(|home| home.is_absolute()));
+    }
+
+    #[test]
+    fn all_accounts_are_those_that_are_found_one_by_one() {
+        let all = super::super::all_accounts(10_000);
+        assert!(all.iter().any(|account| account.uid == 0 && account.name == "root"));
+        assert!(all.iter().all(|account| uid_of(&account.name) == Some(account.uid)));
+        assert_eq!(super::super::all_accounts(1).len(), 1);
     }
 
     #[test]

@@ -56,6 +56,18 @@ impl Bench {
         written
     }
 
+    /// One request and its answer.
+    fn exchange(&self, caller: Caller, path: &[&str], request: &[u8]) -> Result<Vec<u8>, FsError> {
+        let ino = self.find(caller, path);
+        let fh = self.fs.open(&caller, ino, libc::O_RDWR)?.fh;
+        let written = self.fs.write(&caller, ino, fh, 0, request, false, false);
+        let mut answer = Vec::new();
+        let end = request.len() as u64;
+        let read = written.and_then(|_| self.fs.read(&caller, ino, fh, end, &mut answer, 1 << 17));
+        self.fs.release(ino, fh);
+        read.map(|()| answer)
+    }
+
     fn result(&self, caller: Caller, path: &[&str]) -> String {
         let ino = self.find(caller, path);
         let fh = self.fs.open(&caller, ino, libc::O_RDONLY).unwrap().fh;
@@ -153,6 +165,70 @@ fn command_lines() {
         match done {
             Ok(()) => Verdict::Accepted,
             Err(_) => Verdict::Refused(said),
+        }
+    });
+}
+
+/// Input: the file, `: `, and what is written to it.
+#[test]
+fn requests() {
+    const FILES: [(&str, &[&str]); 6] = [
+        ("encrypt", &["keys", "k", "encrypt"]),
+        ("decrypt", &["decrypt"]),
+        ("re-encrypt", &["keys", "k", "re-encrypt"]),
+        ("data-key", &["keys", "k", "generate-data-key"]),
+        ("query", &["keys", "k", "query"]),
+        ("store-query", &["query"]),
+    ];
+    let words: &[&[u8]] = &[
+        b"encrypt: ",
+        b"decrypt: ",
+        b"data-key: ",
+        b"query: ",
+        b"store-query: ",
+        br#"{"EncryptionContext": {"a": "b"}}"#,
+        br#"{"SourceEncryptionContext": {}}"#,
+        br#"{"NumberOfBytes": 7}"#,
+        br#"{"Simulate": {"As": "root", "Action": "kms:Decrypt", "Table": "t", "Item": "x"}}"#,
+        br#"{"WhoCan": {"Action": "CreateKey"}}"#,
+        br#"{"PolicyDiff": {}}"#,
+        br#"{"Version": "2012-10-17", "Statement": []}"#,
+        b"uid:7",
+        b"group:root",
+        b"\n",
+        b"KMSFSCPH",
+    ];
+    let target = Target { name: "request", longest: 70_000, words, json: false };
+    let policy = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"Unix": "root"}, "Action": "*", "Resource": "*"}]}"#;
+    let diff = format!("query: {{\"PolicyDiff\": {{}}}}\n{policy}");
+    let valid = || {
+        [
+            ("valid-encrypt", "encrypt: {\"EncryptionContext\": {\"a\": \"b\"}}\nsome bytes"),
+            ("valid-blank", "encrypt: \n"),
+            ("valid-data-key", "data-key: {\"NumberOfBytes\": 7, \"WithoutPlaintext\": true}"),
+            (
+                "valid-simulate",
+                "query: {\"Simulate\": {\"As\": \"root\", \"Action\": \"Decrypt\", \"Table\": \"t\"}}\n",
+            ),
+            ("valid-who-can", "store-query: {\"WhoCan\": {\"Action\": \"kmsfs:CreateTable\"}}\n"),
+            ("valid-diff", diff.as_str()),
+        ]
+        .map(|(name, text)| (name, text.as_bytes().to_vec()))
+        .into()
+    };
+    let bench = Bench::new();
+    run(&target, valid, |input| {
+        let split = input.windows(2).position(|pair| pair == b": ").unwrap_or(0);
+        let (file, request) = (&input[..split], input.get(split + 2..).unwrap_or_default());
+        let path = FILES.iter().find(|(name, _)| name.as_bytes() == file).map_or(FILES[0].1, |(_, path)| *path);
+        // Who has no right gets no answer.
+        assert!(bench.exchange(STRANGER, path, request).is_err());
+        match bench.exchange(ROOT, path, request) {
+            Ok(answer) => {
+                assert!(!answer.is_empty());
+                Verdict::Accepted
+            }
+            Err(error) => Verdict::Refused(error.to_string()),
         }
     });
 }

@@ -16,6 +16,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic, and then says so")]
 
 mod alloc;
+mod bytes;
 mod control;
 mod engine;
 mod items;

@@ -182,6 +182,42 @@ pub(crate) fn trail(events: &[&[u8]]) -> Vec<u8> {
     file
 }
 
+/// Section 11.1: a ciphertext under the material's version 1, in the context a=b.
+pub(crate) fn ciphertext(text: &[u8]) -> Vec<u8> {
+    let salt = [0x75; 16];
+    let mut file = [&b"KMSFSCPH"[..], &[1, 0, 0, 0], STORE.as_bytes(), KEY.as_bytes()].concat();
+    file.extend_from_slice(&1_u32.to_le_bytes());
+    file.extend_from_slice(&salt);
+    let info = Aad::new("kmsfs v1 ciphertext key").bytes(STORE.as_bytes()).bytes(KEY.as_bytes()).u32(1);
+    let key = aead(&Prk::extract(&salt, &MATERIAL).expand(&info));
+    let aad = Aad::new("kmsfs v1 ciphertext").bytes(&file).bytes(b"a").bytes(b"b");
+    file.extend(seal_box(&key, &aad, text));
+    file
+}
+
+/// Section 11.2: a stream under the table key as its data key, in segments of so many bytes.
+pub(crate) fn stream(text: &[u8], segment_size: u32) -> Vec<u8> {
+    let mut file = [&b"KMSFSSTR"[..], &[1, 0, 1, 0], &segment_size.to_le_bytes(), &[0x76; 16]].concat();
+    let prk = Prk::extract(&[0x76; 16], &TABLE_KEY);
+    let of = |label: &[u8]| prk.expand::<32>(&Aad::new("kmsfs v1 stream").bytes(label).bytes(&file[..32]));
+    let (commitment, key) = (of(b"commitment"), aead(&of(b"segments")));
+    let sealed_key = ciphertext(&TABLE_KEY);
+    file.extend_from_slice(commitment.expose());
+    file.extend_from_slice(&u16::try_from(sealed_key.len()).unwrap().to_le_bytes());
+    file.extend_from_slice(&sealed_key);
+    let parts: Vec<&[u8]> = text.chunks(usize::try_from(segment_size).unwrap()).collect();
+    for (number, part) in (0_u64..).zip(&parts) {
+        let mut nonce = [0; 12];
+        nonce[3..11].copy_from_slice(&number.to_le_bytes());
+        nonce[11] = u8::from(number + 1 == parts.len() as u64);
+        let mut sealed = part.to_vec();
+        let tag = key.seal(&nonce, &[], &mut sealed).unwrap();
+        file.extend_from_slice(&sealed);
+        file.extend_from_slice(&tag);
+    }
+    file
+}
+
 /// Section 6.2: a folder's own file.
 pub(crate) fn folder(state: &[u8]) -> Vec<u8> {
     let key: Key256 = Prk::extract(TABLE.as_bytes(), &NAMES_KEY).expand(&Aad::new("kmsfs v1 names").bytes(b"folder"));

@@ -68,6 +68,7 @@ fn decide(policy: &Policy) {
             action: Action::Decrypt,
             principal: &principal,
             context: &context,
+            direct: false,
             username: Some("b*b"),
             now: 1_800_000_000,
         };

@@ -16,6 +16,8 @@ setup() {
 
 granted() { kmsfs grant create orders "$@"; }
 
+lost() { [[ $(ask read) =~ ^(EACCES|ESTALE)$ ]]; }
+
 # Waits for a second of the clock to have begun.
 past() { # SECONDS-SINCE-1970
     while (($(date +%s) < $1)); do sleep 0.02; done
@@ -39,6 +41,21 @@ past() { # SECONDS-SINCE-1970
     kmsfs grant revoke orders "$id"
     fails_with "$EACCES" as bob cat "$ITEM"
     as alice cat "$ITEM"
+}
+
+@test "a grant for a context opens what was sealed in it, by a direct call, and nothing else" {
+    for what in a b; do
+        echo "$what" | as alice kmsfs encrypt orders --context "what=$what" >"$T/$what"
+    done
+    exits_with 3 as bob kmsfs decrypt --context what=a "$T/a"
+    granted bob --operations Decrypt --context-subset what=a --expires 1h
+    equal "$(as bob kmsfs decrypt --context what=a "$T/a")" a
+    exits_with 3 as bob kmsfs decrypt --context what=b "$T/b"
+    fails_with "$EACCES" as bob cat "$ITEM"
+    simulated() { kmsfs --json policy simulate orders --as bob --action Decrypt "$@" | jq .Allowed; }
+    equal "$(simulated --context what=a)" true
+    equal "$(simulated --context what=b)" false
+    kmsfs policy who-can orders Decrypt --context what=a | grep -q '^bob\|bob'
 }
 
 @test "whoever may list grants learns which one decides" {
@@ -83,16 +100,15 @@ past() { # SECONDS-SINCE-1970
     kmsfs audit show --event RetireGrant | grep -q '"userName":"bob"'
 }
 
-@test "a grant ends at its second, on an open file too, and neither a restart nor a clock set back revives it" {
+@test "a grant ends at its second, on an open file too, and no restart revives it" {
     end=$(($(date +%s) + 4))
     granted bob --operations Decrypt --expires "$(date -u -d "@$end" +%FT%TZ)"
     hold bob r "$ITEM"
     grep -q 1001 <<<"$(ask read)"
     as alice cat "$ITEM" >"$T/out"
     past "$end"
-    sleep 0.3
     # EACCES, or the file has a new inode for those who may still read it.
-    [[ $(ask read) =~ ^(EACCES|ESTALE)$ ]]
+    wait_until 5 lost
     fails_with "$EACCES" as bob cat "$ITEM"
     as alice cat "$ITEM"
     wait_until 5 sh -c "kmsfs audit show --event ExpireGrant | grep -q ExpireGrant"
@@ -128,6 +144,62 @@ past() { # SECONDS-SINCE-1970
     fails_with "$EACCES" as bob cat "$ITEM"
 }
 
+@test "grants are made by whatever writes a file" {
+    document='{"Grantee": "bob", "Operations": ["Decrypt"]}'
+    echo "$document" >"$T/document"
+    made() { equal "$(find "$GRANTS" -type f | wc -l)" "$1"; }
+    tee "$GRANTS/1.json" <"$T/document" >/dev/null && made 1
+    sponge "$GRANTS/2.json" <"$T/document" && made 2
+    dd if="$T/document" of="$GRANTS/3.json" bs=10 status=none && made 3
+    printf %s "$document" >"$GRANTS/4.json" && made 4
+    cat "$T/document" >>"$GRANTS/5.json" && made 5
+    vim=$(command -v vim || command -v vim.tiny)
+    "$vim" -es -u NONE -c "%!cat $T/document" -c wq -c cq "$GRANTS/6.json" </dev/null && made 6
+    mv "$T/document" "$GRANTS/7.json" && made 7
+    # A document that stops short makes nothing.
+    printf '{"Grantee": "bob",' >"$GRANTS/8.json"
+    grep -q '^refused: ' "$(KEY_DIR)/ctl.result" && made 7
+}
+
+@test "a kill while grants are made and revoked leaves whole batches" {
+    expect_unclean_stop
+    expect_log 'record files that no change has listed'
+    batch=$(jq -cn '{Grants: [range(150) | {Grantee: "uid:\(.)", Operations: ["Decrypt"]}]}')
+    ordering() { while echo "$batch" >"$GRANTS/b.json"; do :; done; }
+    for ((round = 0; round < 4; round++)); do
+        background ordering 2>/dev/null
+        sleep 0.$((RANDOM % 9))
+        kill_daemon
+        await || true
+        umount -l "$MNT"
+        mount_store
+        equal $(($(wc -l <"$(KEY_DIR)/grants.jsonl") % 150)) 0
+    done
+    as alice cat "$ITEM"
+}
+
+@test "with a full disk a grant can be ended" {
+    umount_store
+    mkdir "$T/disk"
+    mount -t tmpfs -o size=24m tmpfs "$T/disk"
+    cp -a "$STORE" "$T/disk/store"
+    STORE=$T/disk/store
+    mount_store
+    expect_log 'No space left on device|disk is full|no space is kept'
+    id=$(granted bob --operations Decrypt)
+    hold bob r "$ITEM"
+    not as alice dd if=/dev/zero of="$MNT/orders/filler" bs=64K status=none 2>/dev/null
+    kmsfs grant revoke orders "$id"
+    [[ $(ask read) =~ ^(EACCES|ESTALE)$ ]]
+    fails_with "$EACCES" as bob cat "$ITEM"
+    let_go
+    remount_store
+    fails_with "$EACCES" as bob cat "$ITEM"
+    as alice cat "$ITEM"
+    umount_store
+    umount "$T/disk"
+}
+
 @test "what is refused makes nothing, and says why" {
     refused() { # TEXT REASON
         fails_with "$EINVAL" as carol bash -c "echo '$1' >$GRANTS/x.json"
@@ -150,6 +222,9 @@ past() { # SECONDS-SINCE-1970
     fails_with "$EPERM" mkdir "$GRANTS/x"
     fails_with "$EPERM" mv "$GRANTS/$id.json" "$GRANTS/y.json"
     fails_with "$EPERM" rmdir "$GRANTS"
+    fails_with "$EPERM" ln -s x "$GRANTS/y.json"
+    fails_with "$EPERM" ln "$GRANTS/$id.json" "$GRANTS/y.json"
+    fails_with "$EPERM" mkfifo "$GRANTS/y.json"
     exits_with 1 as carol kmsfs grant create orders bob --operations Sign
     exits_with 2 kmsfs grant create orders bob
 }
@@ -255,4 +330,44 @@ past() { # SECONDS-SINCE-1970
     cp -a "$T/old" "$STORE"
     expect_log 'an older copy was put in its place'
     exits_with 6 mount_store
+}
+
+@test "what has expired stays so with the clock set back, and is let go after a week" {
+    umount_store
+    new_paths
+    GRANTS=$(KEY_DIR)/grants ITEM=$MNT/orders/1001.json
+    export KMSFS_TEST_CLOCK=$T/clock
+    clock() { # SECONDS
+        echo "$1" >"$T/clock.new"
+        mv "$T/clock.new" "$T/clock"
+    }
+    clock 0
+    start_store --for-tests
+    mount_store
+    orders
+    granted bob --operations Decrypt --expires 2h
+    hold bob r "$ITEM"
+    clock 7100
+    grep -q 1001 <<<"$(ask read)"
+    clock 7300
+    wait_until 5 sh -c "kmsfs audit show --event ExpireGrant | grep -q ExpireGrant"
+    wait_until 5 lost
+    clock 0
+    fails_with "$EACCES" as bob cat "$ITEM"
+    let_go
+    remount_store
+    fails_with "$EACCES" as bob cat "$ITEM"
+    clock -90000
+    fails_with "$EACCES" as bob cat "$ITEM"
+    equal "$(ls "$GRANTS" | wc -l)" 1
+    # A jump counts for a day.
+    local day
+    for ((day = 1; day <= 8; day++)); do
+        clock $((day * 86400))
+        as alice cat "$ITEM" >"$T/out"
+        sleep 1.2
+    done
+    wait_until 5 sh -c "test -z \"\$(ls $GRANTS)\""
+    kmsfs audit show --event RevokeGrant | grep -q expired
+    unset KMSFS_TEST_CLOCK
 }

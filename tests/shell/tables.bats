@@ -263,3 +263,28 @@ done_with() { # STATE...
     umount "$T/small"
     mount_store
 }
+
+@test "rotated, re-encrypted, retired: the old material is gone, and the items are read" {
+    kmsfs key rotate orders
+    fails_with 'for orders' kmsfs key retire-versions orders --confirm orders
+    kmsfs table re-encrypt orders
+    fails_with 'retire-versions orders' kmsfs key retire-versions orders
+    equal "$(jq -c '[.MaterialVersions[] | [.Version, .Needed]]' "$MNT/.kms/keys/orders/status.json")" '[[1,false],[2,true]]'
+    kmsfs key retire-versions orders --confirm orders
+    equal "$(jq -c '[.MaterialVersions[].Version]' "$MNT/.kms/keys/orders/status.json")" '[2]'
+    remount_store
+    equal "$(as alice cat "$MNT/$ITEM")" "$CONTENT"
+}
+
+@test "a table that has moved goes on when its old key is disabled; a disabled key holds work up" {
+    kmsfs key create other --admin root --user alice
+    kmsfs table use-key orders other
+    kmsfs key disable orders
+    equal "$(as alice cat "$MNT/$ITEM")" "$CONTENT"
+    fails_with '' kmsfs table use-key orders orders
+    kmsfs key disable other
+    fails_with '' kmsfs table re-encrypt orders
+    kmsfs key enable other
+    kmsfs table re-encrypt orders
+    equal "$(as alice cat "$MNT/$ITEM")" "$CONTENT"
+}

@@ -22,6 +22,15 @@ impl FileSystem {
         let text = match node {
             Node::WhoAmI => Self::whoami(who),
             Node::Policy(scope) => self.policy_text(who, *scope, for_real)?,
+            Node::PolicyAt(scope, generation) => {
+                let text = self.policy_text(who, *scope, for_real)?;
+                self.still_at(*scope, Some(*generation))?;
+                text
+            }
+            Node::PolicyGeneration(scope) => {
+                self.policy_text(who, *scope, for_real)?;
+                format!("{}\n", self.generation_in_force(*scope)?)
+            }
             Node::PolicyError(scope) => self.refusal(who, *scope)?,
             Node::CtlResult(scope) => {
                 lock(&self.control.results).get(&(*scope, who.uid())).cloned().unwrap_or_default()
@@ -51,7 +60,9 @@ impl FileSystem {
             }
             Node::Top
             | Node::Ctl(_)
+            | Node::Exchange(_)
             | Node::Keys
+            | Node::KeyList
             | Node::Key(_)
             | Node::Grants(_)
             | Node::GrantList(_)

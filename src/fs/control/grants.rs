@@ -14,7 +14,7 @@ use super::super::subject::Asker;
 use super::contents::pretty;
 use super::draft::{Draft, Step};
 use super::{ControlHandle, Node, Scope, lock};
-use crate::kms::{GrantLines, GrantSpec, KmsError};
+use crate::kms::{GrantSpec, KmsError};
 use crate::types::{Action, GrantId, KeyId};
 
 /// What the names of grants and of orders end with.
@@ -106,6 +106,10 @@ impl FileSystem {
     /// What was made by an order: one grant, or a list of those that are still there.
     pub(super) fn order_text(&self, who: &Asker, key: KeyId, name: &[u8]) -> FsResult<String> {
         let made = self.control.orders.made_by(key, who.uid(), name).ok_or(FsError::NotFound)?;
+        if made.is_empty() {
+            // It is being written, perhaps behind its end.
+            return Ok(String::new());
+        }
         let (object, now) = (self.kms.key(key)?, self.kms.now());
         // By whom they were made: he knows them.
         let grants = self.kms.grants_by_id(&object, &made);
@@ -113,10 +117,6 @@ impl FileSystem {
             [grant] if made.len() == 1 => pretty(&grant.description(key, now)),
             grants => pretty(&grants.iter().map(|grant| grant.description(key, now)).collect()),
         }
-    }
-
-    pub(super) fn grant_lines(&self, who: &Asker, key: KeyId) -> FsResult<GrantLines> {
-        Ok(self.kms.grant_lines(&who.subject(), &*self.kms.key(key)?)?)
     }
 
     /// # Errors
@@ -149,17 +149,17 @@ impl FileSystem {
     pub(super) fn write_order(&self, order: &Order, offset: u64, data: &[u8]) -> FsResult<Outcome<()>> {
         let mut draft = lock(&order.draft);
         let step = draft.write(offset, data)?;
-        self.take_order_step(order, &mut draft, step)
+        self.fill_order(order, &mut draft, step)
     }
 
     pub(super) fn finish_order(&self, order: &Order) -> FsResult<Outcome<()>> {
         let mut draft = lock(&order.draft);
         let step = draft.finish();
-        self.take_order_step(order, &mut draft, step)
+        self.fill_order(order, &mut draft, step)
     }
 
     /// What was made, or why nothing was, is in the key's `ctl.result`.
-    fn take_order_step(&self, order: &Order, draft: &mut Draft, step: Step) -> FsResult<Outcome<()>> {
+    fn fill_order(&self, order: &Order, draft: &mut Draft, step: Step) -> FsResult<Outcome<()>> {
         let Step::Save(text) = step else { return Ok(().into()) };
         let scope = Scope::Key(order.key);
         match self.make_grants(order, &text) {

@@ -8,7 +8,9 @@
 mod command;
 mod contents;
 mod draft;
+mod exchange;
 mod grants;
+mod lists;
 mod names;
 mod nodes;
 mod temporaries;
@@ -25,14 +27,15 @@ use super::handles::Handles;
 use super::quota::{Quota, Share};
 use super::subject::Asker;
 use draft::{Draft, Step};
+use exchange::Transaction;
+use lists::ListLines;
+use nodes::Exchange;
 use nodes::Numbers;
 pub(super) use nodes::{Node, Scope};
 use temporaries::{Temporaries, Temporary};
 use trail::{Lines, TrailText};
 
-use crate::kms::GrantLines;
 use crate::policy::Policy;
-use crate::types::KeyId;
 
 /// For how long a removed document stays out of its remover's sight.
 const HIDDEN_FOR: Duration = Duration::from_secs(60);
@@ -52,6 +55,8 @@ pub(super) struct Control {
     temporaries: Temporaries,
     handles: Handles<OpenControl>,
     opened: Arc<Quota>,
+    questions: Arc<Quota>,
+    answers: Arc<Quota>,
     /// Why the last save in a place was refused, and whose it was.
     refusals: Mutex<HashMap<Scope, (u32, String)>>,
     /// What each caller's last command did.
@@ -78,6 +83,8 @@ enum ControlHandle {
     Content(Vec<u8>),
     Document {
         scope: Scope,
+        /// The generation on which the save is to build.
+        expected: Option<u64>,
         draft: Mutex<Draft>,
         opener: Asker,
     },
@@ -88,13 +95,18 @@ enum ControlHandle {
     },
     Temporary(Arc<Temporary>),
     Trail(Mutex<TrailText>),
-    /// All grants of a key, as they were at the open.
-    Grants {
-        key: KeyId,
-        lines: Mutex<Lines<GrantLines>>,
+    /// A list as long as it may be, as it was at the open.
+    List {
+        node: Node,
+        lines: Mutex<Lines<ListLines>>,
         opener: Asker,
     },
     GrantOrder(grants::Order),
+    Exchange {
+        what: Exchange,
+        transaction: Mutex<Transaction>,
+        opener: Asker,
+    },
 }
 
 impl Default for Control {
@@ -104,6 +116,8 @@ impl Default for Control {
             temporaries: Temporaries::default(),
             handles: Handles::default(),
             opened: Quota::new(HANDLES_MOST),
+            questions: Quota::new(exchange::QUESTIONS_MOST),
+            answers: Quota::new(exchange::ANSWER_BYTES_MOST),
             refusals: Mutex::default(),
             results: Mutex::default(),
             hidden: Mutex::default(),
@@ -214,7 +228,11 @@ impl FileSystem {
 
     /// The size of what a file would say to this caller; 0 where he may not read it or where only reading tells.
     fn content_size(&self, caller: &Caller, node: &Node) -> u64 {
-        if matches!(node, Node::Trail | Node::Verify | Node::GrantList(_) | Node::KeyStatus(_)) {
+        let only_read = matches!(
+            node,
+            Node::Trail | Node::Verify | Node::GrantList(_) | Node::KeyList | Node::KeyStatus(_) | Node::Exchange(_)
+        );
+        if only_read {
             return 0;
         }
         self.contents(&Asker::of(caller, true), node, false).map_or(0, |text| size_of(&text))
@@ -260,16 +278,23 @@ impl FileSystem {
         let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
         let opener = Asker::of(caller, true);
         match node {
-            Node::Policy(scope) if writes => {
+            Node::Policy(scope) | Node::PolicyAt(scope, _) if writes => {
                 self.check_document_writable(&opener, *scope)?;
+                let expected = if let Node::PolicyAt(_, generation) = node { Some(*generation) } else { None };
+                self.still_at(*scope, expected)?;
                 let text =
                     if flags & libc::O_TRUNC != 0 && !reads { Vec::new() } else { self.contents(&opener, node, true)? };
                 let mut draft = Draft::new(text);
                 if flags & libc::O_TRUNC != 0 {
                     draft.truncate(0)?;
                 }
-                Ok(ControlHandle::Document { scope: *scope, draft: Mutex::new(draft), opener })
+                Ok(ControlHandle::Document { scope: *scope, expected, draft: Mutex::new(draft), opener })
             }
+            Node::Exchange(what) if reads && writes => {
+                Ok(ControlHandle::Exchange { what: *what, transaction: Mutex::default(), opener })
+            }
+            // One descriptor is the request and the answer: half of it is of no use.
+            Node::Exchange(_) => Err(FsError::Invalid),
             Node::Ctl(scope) => {
                 if self.options.read_only {
                     return Err(FsError::ReadOnly);
@@ -286,9 +311,9 @@ impl FileSystem {
                 Ok(ControlHandle::Temporary(file))
             }
             _ if writes => Err(FsError::NotPermitted),
-            Node::GrantList(key) => {
-                let lines = Mutex::new(Lines::new(self.grant_lines(&opener, *key)?));
-                Ok(ControlHandle::Grants { key: *key, lines, opener })
+            Node::GrantList(_) | Node::KeyList => {
+                let lines = Mutex::new(Lines::new(self.list_lines(&opener, node)?));
+                Ok(ControlHandle::List { node: node.clone(), lines, opener })
             }
             Node::Trail => Ok(ControlHandle::Trail(Mutex::new(self.open_trail(&opener)?))),
             _ => Ok(ControlHandle::Content(self.contents(&opener, node, true)?)),
@@ -314,14 +339,17 @@ impl FileSystem {
             ControlHandle::Document { draft, .. } => take(lock(draft).bytes(), offset, size, buffer),
             ControlHandle::Temporary(file) => take(&file.bytes(), offset, size, buffer),
             ControlHandle::Trail(text) => lock(text).read(offset, size, buffer, || self.kms.trail_lines())?,
-            ControlHandle::Grants { key, lines, opener } => {
+            ControlHandle::List { node, lines, opener } => {
                 let mut lines = lock(lines);
                 if !lines.reaches(offset) {
-                    *lines = Lines::new(self.grant_lines(opener, *key)?);
+                    *lines = Lines::new(self.list_lines(opener, node)?);
                 }
                 lines.read(offset, usize::try_from(size).map_err(|_| FsError::Invalid)?, buffer);
             }
             ControlHandle::GrantOrder(order) => take(&order.bytes(), offset, size, buffer),
+            ControlHandle::Exchange { what, transaction, opener } => {
+                lock(transaction).read(offset, size, buffer, |request| self.exchange(*what, opener, request))?;
+            }
             ControlHandle::Command { .. } => return Err(FsError::BadHandle),
         }
         Ok(())
@@ -331,9 +359,7 @@ impl FileSystem {
         let handle = self.control.handles.find(fh)?;
         let written = u32::try_from(data.len()).map_err(|_| FsError::TooLarge)?;
         match &handle.handle {
-            ControlHandle::Content(_) | ControlHandle::Trail(_) | ControlHandle::Grants { .. } => {
-                Err(FsError::BadHandle)
-            }
+            ControlHandle::Content(_) | ControlHandle::Trail(_) | ControlHandle::List { .. } => Err(FsError::BadHandle),
             ControlHandle::GrantOrder(order) => {
                 let outcome = self.write_order(order, offset, data)?;
                 Ok(Outcome { value: written, revocation: outcome.revocation })
@@ -342,10 +368,14 @@ impl FileSystem {
                 file.write(offset, data)?;
                 Ok(written.into())
             }
-            ControlHandle::Document { scope, draft, opener } => {
+            ControlHandle::Exchange { what, transaction, .. } => {
+                lock(transaction).write(offset, data, exchange::request_most(*what))?;
+                Ok(written.into())
+            }
+            ControlHandle::Document { scope, expected, draft, opener } => {
                 let mut draft = lock(draft);
                 let step = draft.write(offset, data)?;
-                let outcome = self.take_step(*scope, &mut draft, opener, step)?;
+                let outcome = self.take_step((*scope, *expected), &mut draft, opener, step)?;
                 Ok(Outcome { value: written, revocation: outcome.revocation })
             }
             ControlHandle::Command { scope, line, opener } => {
@@ -375,12 +405,13 @@ impl FileSystem {
             ControlHandle::Content(_)
             | ControlHandle::Temporary(_)
             | ControlHandle::Trail(_)
-            | ControlHandle::Grants { .. } => Ok(().into()),
+            | ControlHandle::List { .. }
+            | ControlHandle::Exchange { .. } => Ok(().into()),
             ControlHandle::GrantOrder(order) => self.finish_order(order),
-            ControlHandle::Document { scope, draft, opener } => {
+            ControlHandle::Document { scope, expected, draft, opener } => {
                 let mut draft = lock(draft);
                 let step = draft.finish();
-                self.take_step(*scope, &mut draft, opener, step)
+                self.take_step((*scope, *expected), &mut draft, opener, step)
             }
             ControlHandle::Command { scope, line, opener } => {
                 let rest = std::mem::take(&mut *lock(line));
@@ -393,18 +424,30 @@ impl FileSystem {
         self.control.handles.remove(fh);
     }
 
-    fn take_step(&self, scope: Scope, draft: &mut Draft, opener: &Asker, step: Step) -> FsResult<Outcome<()>> {
+    fn take_step(
+        &self,
+        (scope, expected): (Scope, Option<u64>),
+        draft: &mut Draft,
+        opener: &Asker,
+        step: Step,
+    ) -> FsResult<Outcome<()>> {
         match step {
             Step::Wait => Ok(().into()),
-            Step::Save(text) => self.save_document(scope, opener, &text).inspect_err(|_| draft.refused()),
+            Step::Save(text) => self.save_document(scope, expected, opener, &text).inspect_err(|_| draft.refused()),
         }
     }
 
     /// Saves a policy document. A refusal is kept for `policy.error` until something else is saved: an editor whose save
     /// was refused may put back what was there, and is to find the reason all the same.
-    pub(super) fn save_document(&self, scope: Scope, opener: &Asker, text: &[u8]) -> FsResult<Outcome<()>> {
+    pub(super) fn save_document(
+        &self,
+        scope: Scope,
+        expected: Option<u64>,
+        opener: &Asker,
+        text: &[u8],
+    ) -> FsResult<Outcome<()>> {
         let put_back = self.text_in_force(scope).is_some_and(|now| now.as_bytes() == text);
-        match self.try_save(scope, opener, text) {
+        match self.try_save(scope, expected, opener, text) {
             Ok(outcome) => {
                 if !put_back {
                     lock(&self.control.refusals).remove(&scope);
@@ -431,7 +474,31 @@ impl FileSystem {
         }
     }
 
-    fn try_save(&self, scope: Scope, opener: &Asker, text: &[u8]) -> Result<Outcome<()>, (FsError, String)> {
+    /// Whether the document still has the generation on which a save is to build; the save asks once more, when no
+    /// other can come in between.
+    fn still_at(&self, scope: Scope, expected: Option<u64>) -> FsResult<()> {
+        match expected {
+            Some(expected) if self.generation_in_force(scope)? != expected => Err(FsError::Busy),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    pub(super) fn generation_in_force(&self, scope: Scope) -> FsResult<u64> {
+        match scope {
+            Scope::Store => Ok(self.kms.store_policy()?.generation),
+            Scope::Key(id) => Ok(self.kms.key(id)?.now().ok_or(FsError::Tampered)?.policy.generation),
+            // A table has no policy of its own.
+            Scope::Table(_) => Err(FsError::NotFound),
+        }
+    }
+
+    fn try_save(
+        &self,
+        scope: Scope,
+        expected: Option<u64>,
+        opener: &Asker,
+        text: &[u8],
+    ) -> Result<Outcome<()>, (FsError, String)> {
         if self.options.read_only {
             return Err((FsError::ReadOnly, "the store is mounted read-only".to_owned()));
         }
@@ -443,8 +510,11 @@ impl FileSystem {
             }
         };
         let saved = match scope {
-            Scope::Store => self.kms.put_store_policy(&opener.subject(), text),
-            Scope::Key(id) => self.kms.key(id).and_then(|key| self.kms.put_key_policy(&opener.subject(), &key, text)),
+            Scope::Store => self.kms.put_store_policy_if(&opener.subject(), text, expected),
+            Scope::Key(id) => {
+                let put = |key| self.kms.put_key_policy_if(&opener.subject(), &key, text, expected);
+                self.kms.key(id).and_then(put)
+            }
             Scope::Table(_) => Err(crate::kms::KmsError::NotFound),
         };
         match saved {
@@ -508,13 +578,15 @@ fn shape(node: &Node) -> (Kind, u16) {
     match node {
         Node::Top | Node::Key(_) | Node::Keys | Node::Grants(_) => (Kind::Dir, 0o777),
         Node::Tables | Node::Table(_) | Node::Why | Node::WhyPath(..) | Node::Audit => (Kind::Dir, 0o555),
-        Node::Policy(_) | Node::GrantOrder(..) => (Kind::File, 0o666),
+        Node::Policy(_) | Node::PolicyAt(..) | Node::Exchange(_) | Node::GrantOrder(..) => (Kind::File, 0o666),
         Node::Ctl(_) => (Kind::File, 0o222),
         Node::WhoAmI
         | Node::CtlResult(_)
         | Node::PolicyError(_)
         | Node::StoreJson
+        | Node::PolicyGeneration(_)
         | Node::KeyJson(_)
+        | Node::KeyList
         | Node::Receipt(_)
         | Node::GrantList(_)
         | Node::Grant(..)

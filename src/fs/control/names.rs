@@ -9,7 +9,7 @@ use super::super::FileSystem;
 use super::super::api::{Caller, Entry, FsError, FsResult, Kind, Opened, Outcome};
 use super::super::subject::Asker;
 use super::draft::Draft;
-use super::{ControlHandle, Node, Scope, shape};
+use super::{ControlHandle, Exchange, Node, Scope, shape};
 use crate::kms::KeySpec;
 use crate::types::{Action, KeyId, TableId};
 use std::sync::Mutex;
@@ -74,7 +74,8 @@ impl FileSystem {
 
     /// The names that a folder always has.
     fn fixed_child(folder: &Node, name: &[u8]) -> Option<Node> {
-        fixed_names(folder).into_iter().find(|(known, _)| known.as_bytes() == name).map(|(_, node)| node)
+        let fixed = fixed_names(folder).into_iter().find(|(known, _)| known.as_bytes() == name).map(|(_, node)| node);
+        fixed.or_else(|| Some(Node::PolicyAt(folder.document_scope()?, generation_in(name)?)))
     }
 
     /// What a listing of a folder shows to this caller.
@@ -89,9 +90,12 @@ impl FileSystem {
             found.extend(files.into_iter().map(|(name, id)| (name, Node::Temporary(scope, id))));
         }
         match folder {
-            Node::Keys => found.extend(self.visible_keys(caller)),
-            Node::Key(id) if self.has_receipt(*id) => found.push((b"receipt.json".to_vec(), Node::Receipt(*id))),
+            Node::Keys => {
+                let keys = self.visible_keys(&Asker::of(caller, true));
+                found.extend(keys.into_iter().map(|(name, id)| (name.into_bytes(), Node::Key(id))));
+            }
             Node::Grants(key) => found.extend(self.grant_names(caller, *key)?),
+            Node::Key(id) if self.has_receipt(*id) => found.push((b"receipt.json".to_vec(), Node::Receipt(*id))),
             Node::Tables => {
                 found
                     .extend(self.kms.tables().iter().map(|table| (table.name().into_bytes(), Node::Table(table.id()))));
@@ -128,8 +132,7 @@ impl FileSystem {
 
     /// The keys that a caller may know of: all for those with ListKeys, else those that he may describe or whose
     /// policy he may read.
-    fn visible_keys(&self, caller: &Caller) -> Vec<(Vec<u8>, Node)> {
-        let asker = Asker::of(caller, true);
+    pub(super) fn visible_keys(&self, asker: &Asker) -> Vec<(String, KeyId)> {
         let who = asker.subject();
         let all = self.kms.store_would_allow(&who, Action::ListKeys);
         self.kms
@@ -142,7 +145,6 @@ impl FileSystem {
                         .any(|action| self.kms.would_allow(&who, &key, action))
                 })
             })
-            .map(|(name, id)| (name.into_bytes(), Node::Key(id)))
             .collect()
     }
 
@@ -160,11 +162,13 @@ impl FileSystem {
         let scope = folder.document_scope().ok_or(FsError::NotPermitted)?;
         let opener = Asker::of(caller, true);
         let (node, handle) = match Self::fixed_child(&folder, name.as_bytes()) {
-            Some(node @ Node::Policy(scope)) => {
+            Some(node @ (Node::Policy(scope) | Node::PolicyAt(scope, _))) => {
                 self.check_document_writable(&opener, scope)?;
+                let expected = if let Node::PolicyAt(_, generation) = node { Some(generation) } else { None };
+                self.still_at(scope, expected)?;
                 self.control.show(scope, caller.uid);
                 let draft = Mutex::new(Draft::new(Vec::new()));
-                (node, ControlHandle::Document { scope, draft, opener })
+                (node, ControlHandle::Document { scope, expected, draft, opener })
             }
             Some(_) => return Err(FsError::Exists),
             None => {
@@ -215,6 +219,10 @@ impl FileSystem {
                 self.control.hide(scope, caller.uid);
                 Ok(().into())
             }
+            // As mv does before it writes; there is nothing to hide, since no listing shows it.
+            Node::PolicyAt(scope, _) => {
+                self.check_document_writable(&Asker::of(caller, true), scope).map(Outcome::from)
+            }
             Node::Temporary(scope, id) => {
                 let file = self.control.temporaries.numbered(id)?;
                 // Root may clear away what others have left.
@@ -247,12 +255,16 @@ impl FileSystem {
         let new_scope = new_folder.document_scope().ok_or(FsError::NotPermitted)?;
         let target = Self::fixed_child(&new_folder, new_name);
         match (source, target) {
-            (Node::Temporary(at, id), Some(Node::Policy(scope))) => {
+            (Node::Temporary(at, id), Some(target @ (Node::Policy(_) | Node::PolicyAt(..)))) => {
                 let file = self.control.temporaries.numbered(id)?;
                 file.only_for(caller.uid)?;
                 let opener = Asker::of(caller, true);
+                let (scope, expected) = match target {
+                    Node::PolicyAt(scope, generation) => (scope, Some(generation)),
+                    _ => (new_scope, None),
+                };
                 // mv and sed print EBADMSG as it is; EINVAL they would explain as a move of a folder into itself.
-                let saved = self.save_document(scope, &opener, &file.bytes());
+                let saved = self.save_document(scope, expected, &opener, &file.bytes());
                 let refused = matches!(saved, Err(FsError::Invalid));
                 let outcome = if refused { Err(FsError::Refused) } else { saved }?;
                 self.control.temporaries.remove(at, from.1.as_bytes(), &file);
@@ -280,16 +292,26 @@ impl FileSystem {
     }
 }
 
+/// The number in `policy.json@N`, written as it is printed.
+fn generation_in(name: &[u8]) -> Option<u64> {
+    let number = std::str::from_utf8(name.strip_prefix(b"policy.json@")?).ok()?;
+    number.parse().ok().filter(|generation: &u64| generation.to_string() == number)
+}
+
 fn fixed_names(folder: &Node) -> Vec<(&'static str, Node)> {
     match folder {
         Node::Top => vec![
             ("whoami", Node::WhoAmI),
             ("store.json", Node::StoreJson),
+            ("decrypt", Node::Exchange(Exchange::Decrypt(Scope::Store))),
+            ("query", Node::Exchange(Exchange::Query(Scope::Store))),
+            ("policy.generation", Node::PolicyGeneration(Scope::Store)),
             ("policy.json", Node::Policy(Scope::Store)),
             ("policy.error", Node::PolicyError(Scope::Store)),
             ("ctl", Node::Ctl(Scope::Store)),
             ("ctl.result", Node::CtlResult(Scope::Store)),
             ("keys", Node::Keys),
+            ("keys.jsonl", Node::KeyList),
             ("tables", Node::Tables),
             ("why", Node::Why),
             ("audit", Node::Audit),
@@ -297,10 +319,16 @@ fn fixed_names(folder: &Node) -> Vec<(&'static str, Node)> {
         Node::Key(id) => vec![
             ("policy.json", Node::Policy(Scope::Key(*id))),
             ("policy.error", Node::PolicyError(Scope::Key(*id))),
+            ("policy.generation", Node::PolicyGeneration(Scope::Key(*id))),
             ("key.json", Node::KeyJson(*id)),
             ("grants", Node::Grants(*id)),
             ("grants.jsonl", Node::GrantList(*id)),
             ("status.json", Node::KeyStatus(*id)),
+            ("encrypt", Node::Exchange(Exchange::Encrypt(*id))),
+            ("decrypt", Node::Exchange(Exchange::Decrypt(Scope::Key(*id)))),
+            ("re-encrypt", Node::Exchange(Exchange::ReEncrypt(*id))),
+            ("generate-data-key", Node::Exchange(Exchange::GenerateDataKey(*id))),
+            ("query", Node::Exchange(Exchange::Query(Scope::Key(*id)))),
             ("ctl", Node::Ctl(Scope::Key(*id))),
             ("ctl.result", Node::CtlResult(Scope::Key(*id))),
         ],

@@ -20,7 +20,14 @@ pub(in crate::fs) enum Node {
     /// The policy document of the store or of a key.
     Policy(Scope),
     PolicyError(Scope),
+    /// The document as long as it has this generation: a save on top of any other is refused.
+    PolicyAt(Scope, u64),
+    PolicyGeneration(Scope),
+    /// A file of which one descriptor is one request and its answer.
+    Exchange(Exchange),
     Keys,
+    /// All keys that the caller may know of, as lines of one file.
+    KeyList,
     Key(KeyId),
     KeyJson(KeyId),
     /// What remains of a destroyed key.
@@ -46,6 +53,27 @@ pub(in crate::fs) enum Node {
     Temporary(Scope, u64),
 }
 
+/// What can be asked through one descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::fs) enum Exchange {
+    Encrypt(KeyId),
+    /// Of the store: the key is found from the ciphertext. Of a key: that key or none.
+    Decrypt(Scope),
+    /// To this key.
+    ReEncrypt(KeyId),
+    GenerateDataKey(KeyId),
+    Query(Scope),
+}
+
+impl Exchange {
+    pub(in crate::fs) const fn scope(self) -> Scope {
+        match self {
+            Self::Encrypt(id) | Self::ReEncrypt(id) | Self::GenerateDataKey(id) => Scope::Key(id),
+            Self::Decrypt(scope) | Self::Query(scope) => scope,
+        }
+    }
+}
+
 /// Whose document or command file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::fs) enum Scope {
@@ -68,14 +96,22 @@ impl Scope {
 impl Node {
     pub(in crate::fs) fn parent(&self) -> Self {
         match self {
-            Self::Top | Self::WhoAmI | Self::StoreJson | Self::Keys | Self::Tables | Self::Why | Self::Audit => {
-                Self::Top
-            }
+            Self::Top
+            | Self::WhoAmI
+            | Self::StoreJson
+            | Self::Keys
+            | Self::KeyList
+            | Self::Tables
+            | Self::Why
+            | Self::Audit => Self::Top,
             Self::Ctl(scope)
             | Self::CtlResult(scope)
             | Self::Policy(scope)
             | Self::PolicyError(scope)
+            | Self::PolicyAt(scope, _)
+            | Self::PolicyGeneration(scope)
             | Self::Temporary(scope, _) => scope.folder(),
+            Self::Exchange(exchange) => exchange.scope().folder(),
             Self::Key(_) => Self::Keys,
             Self::KeyJson(id) | Self::KeyStatus(id) | Self::Receipt(id) | Self::Grants(id) | Self::GrantList(id) => {
                 Self::Key(*id)
@@ -103,7 +139,11 @@ impl Node {
             | Self::CtlResult(_)
             | Self::Policy(_)
             | Self::PolicyError(_)
+            | Self::PolicyAt(..)
+            | Self::PolicyGeneration(_)
+            | Self::Exchange(_)
             | Self::Keys
+            | Self::KeyList
             | Self::KeyJson(_)
             | Self::Receipt(_)
             | Self::Grants(_)

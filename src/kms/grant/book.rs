@@ -120,7 +120,7 @@ impl Grants {
         self.by_group.load(Ordering::Acquire) > 0
     }
 
-    /// Whether any of them ends by itself.
+    /// Whether any of them has an end.
     pub(in crate::kms) fn expire(&self) -> bool {
         self.expiring.load(Ordering::Acquire) > 0
     }
@@ -492,8 +492,8 @@ mod tests {
             book.remove(GrantId::from_bytes([3; 16]));
             assert_eq!(book.place(100, &BTreeMap::new()), 0);
             assert_eq!(book.place(100, &[(0, (1, 100))].into()), 2);
-            assert_eq!(book.place(BYTES_IN_SHARD - 50, &BTreeMap::new()), 3);
-            assert_eq!(book.place(BYTES_IN_SHARD - 50, &[(3, (1, 100))].into()), 4);
+            assert_eq!(book.place(BYTES_IN_SHARD, &BTreeMap::new()), 3);
+            assert_eq!(book.place(BYTES_IN_SHARD, &[(3, (1, 100))].into()), 4);
         });
     }
 

@@ -94,6 +94,11 @@ impl Issued {
         self.rule.expires
     }
 
+    /// The grant by which it was made; none: by the policy.
+    pub fn parent(&self) -> Option<GrantId> {
+        self.parent
+    }
+
     /// AWS's members of an entry of ListGrants, and ours.
     pub fn description(&self, key: KeyId, now: i64) -> Value {
         let pairs = |context: &Option<EncryptionContext>| context.as_ref().map(|context| json!(context.pairs()));
@@ -179,9 +184,17 @@ impl Issued {
         })
     }
 
-    /// About how many bytes it takes of a record.
+    /// How many bytes it takes of a record, and hardly fewer.
     pub(super) fn weight(&self) -> usize {
-        serde_json::to_vec(&self.kept()).map_or(usize::MAX, |json| json.len().saturating_add(1))
+        /// All members but the texts, with the longest numbers.
+        const FRAME: usize = 360;
+        let contexts = [&self.rule.context_equals, &self.rule.context_subset].into_iter().flatten();
+        let pairs = contexts.flat_map(EncryptionContext::pairs);
+        let texts =
+            [Some(&self.grantee.form), self.retiring.as_ref().map(|retiring| &retiring.form), self.name.as_ref()];
+        let texts = texts.into_iter().flatten().chain(pairs.flat_map(|(key, value)| [key, value]));
+        let operations: usize = self.rule.operations.iter().map(|action| short(*action).len() + 3).sum();
+        FRAME + operations + texts.map(|text| in_json(text)).sum::<usize>()
     }
 }
 
@@ -190,6 +203,16 @@ pub(super) fn operation(name: &str) -> Option<Action> {
     let bare =
         if name.get(..4).is_some_and(|prefix| prefix.eq_ignore_ascii_case("kms:")) { name.get(4..)? } else { name };
     Action::ALL.into_iter().find(|action| is_grantable(*action) && short(*action).eq_ignore_ascii_case(bare))
+}
+
+/// Bytes of a text in JSON, with its quotes and what stands behind them.
+fn in_json(text: &str) -> usize {
+    let of = |byte: u8| match byte {
+        0..0x20 => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    };
+    text.bytes().map(of).sum::<usize>() + 4
 }
 
 fn short(action: Action) -> &'static str {
@@ -261,12 +284,30 @@ pub(super) mod tests {
         one.parent = Some(GrantId::from_bytes([9; 16]));
         let two = issued(2, "group:finance", 2000, &[Action::Encrypt]);
         let content = content_of(key, [&one, &two].into_iter()).unwrap();
+        assert!(content.len() < one.weight() + two.weight() + 100);
         assert_eq!(read_content(key, &content).unwrap(), [one, two]);
         assert!(matches!(read_content(KeyId::from_bytes([4; 16]), &content), Err(KmsError::Tampered)));
         let text = String::from_utf8(content.to_vec()).unwrap();
         for (from, to) in [("Decrypt", "PutKeyPolicy"), ("\"bob\"", "\"uid:x\""), ("\"created\"", "\"made\"")] {
             let changed = text.replacen(from, to, 1);
             assert!(read_content(key, changed.as_bytes()).is_err(), "{from}");
+        }
+    }
+
+    #[test]
+    fn no_grant_is_longer_than_it_weighs() {
+        let mut heavy = issued(1, "gid:4294967294", u32::MAX - 1, &Action::ALL);
+        heavy.rule.operations.retain(|action| is_grantable(*action));
+        heavy.rule.context_equals = Some(EncryptionContext::new([("\u{1}\"\\".repeat(900), "é".repeat(99))].into()));
+        heavy.rule.context_subset = heavy.rule.context_equals.clone();
+        heavy.rule.expires = Some(i64::MIN);
+        (heavy.created, heavy.creator) = (i64::MIN, u32::MAX);
+        heavy.retiring = Some(heavy.grantee.clone());
+        heavy.name = Some("n".repeat(256));
+        heavy.parent = Some(heavy.id);
+        for grant in [heavy, issued(1, "b", 1, &[Action::Decrypt])] {
+            let length = serde_json::to_vec(&grant.kept()).unwrap().len();
+            assert!((length..length + 300).contains(&grant.weight()), "{length} {}", grant.weight());
         }
     }
 
