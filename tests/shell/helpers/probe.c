@@ -19,6 +19,7 @@
  *   probe bind PATH                  makes a socket there and leaves it
  *   probe answer PATH TEXT           makes a socket there, answers who calls first with the text, and leaves the socket
  *   probe call PATH                  calls there and prints the answer
+ *   probe notified PATH              is a service manager's socket there: prints what it is told, until STOPPING=1
  *   probe fill DIR FROM TO           makes items DIR/item-N with the content N
  *   probe append PATH COUNT          appends COUNT numbered lines with an fsync after each, printing each number
  */
@@ -321,7 +322,7 @@ static int append(const char *path, long count)
 	return 0;
 }
 
-static int address(struct sockaddr_un *at, const char *path)
+static int address(struct sockaddr_un *at, const char *path, int type)
 {
 	*at = (struct sockaddr_un){ .sun_family = AF_UNIX };
 	if (strlen(path) >= sizeof at->sun_path) {
@@ -329,13 +330,13 @@ static int address(struct sockaddr_un *at, const char *path)
 		return -1;
 	}
 	strcpy(at->sun_path, path);
-	return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	return socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
 }
 
 static int answer(const char *path, const char *text)
 {
 	struct sockaddr_un at;
-	int fd = address(&at, path);
+	int fd = address(&at, path, SOCK_STREAM);
 	if (fd < 0 || bind(fd, (struct sockaddr *)&at, sizeof at))
 		return fail("bind");
 	if (!text)
@@ -350,8 +351,26 @@ static int answer(const char *path, const char *text)
 static int call(const char *path)
 {
 	struct sockaddr_un at;
-	int fd = address(&at, path);
+	int fd = address(&at, path, SOCK_STREAM);
 	return fd < 0 || connect(fd, (struct sockaddr *)&at, sizeof at) ? fail("connect") : print_all(fd);
+}
+
+static int notified(const char *path)
+{
+	struct sockaddr_un at;
+	char text[4096];
+	int fd = address(&at, path, SOCK_DGRAM);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&at, sizeof at))
+		return fail("bind");
+	do {
+		ssize_t n = recv(fd, text, sizeof text - 1, 0);
+		if (n < 0)
+			return fail("recv");
+		text[n] = 0;
+		printf("%s\n", text);
+		fflush(stdout);
+	} while (strcmp(text, "STOPPING=1"));
+	return 0;
 }
 
 int main(int argc, char **argv)
@@ -400,6 +419,8 @@ int main(int argc, char **argv)
 		return answer(a, b);
 	if (!strcmp(what, "call"))
 		return call(a);
+	if (!strcmp(what, "notified"))
+		return notified(a);
 	if (!strcmp(what, "fill"))
 		return fill(a, atol(b), atol(c));
 	if (!strcmp(what, "append"))
