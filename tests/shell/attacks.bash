@@ -3,6 +3,23 @@
 # Loaded after common.
 # shellcheck shell=bash disable=SC2034,SC2059,SC2154
 
+eval "common_$(declare -f setup_file)"
+eval "common_$(declare -f teardown)"
+
+setup() {
+    new_paths
+    # What is attacked is reported in the log; a panic is not among it (teardown).
+    expect_log '^\[[^]]* (WARN|ERROR) '
+    pristine
+    TABLES=$STORE/tables
+}
+
+teardown() {
+    local panics=0
+    ! grep -q 'panicked at' "$LOG" 2>/dev/null || panics=1
+    common_teardown && return "$panics"
+}
+
 # The store, its anchor and its key file as they were before any attack.
 pristine() {
     local from=$BATS_FILE_TMPDIR/pristine

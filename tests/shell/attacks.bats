@@ -15,9 +15,6 @@ readonly BIG=500000 BIG_FILE=508192 # paged: 123 blocks, so that there are two p
 readonly TWIN=20000 TWIN_FILE=24096 # paged: two of them
 readonly TINY_FILE=584              # inline, 40 bytes: one for each byte that is mount_store
 
-eval "common_$(declare -f setup_file)"
-eval "common_$(declare -f teardown)"
-
 # One store for all tests, closed in good order, its anchor and its key file beside it.
 setup_file() {
     common_setup_file
@@ -58,20 +55,6 @@ fill_tables() {
         echo x >"orders/folders/$i/x"
     done
     setfattr -n user.note -v 'a note' orders/small
-}
-
-setup() {
-    new_paths
-    # What is attacked is reported in the log; a panic is not among it (teardown).
-    expect_log '^\[[^]]* (WARN|ERROR) '
-    pristine
-    TABLES=$STORE/tables
-}
-
-teardown() {
-    local panics=0
-    ! grep -q 'panicked at' "$LOG" 2>/dev/null || panics=1
-    common_teardown && return "$panics"
 }
 
 @test "nothing is wrong with the store that is attacked" {

@@ -18,6 +18,7 @@ eval "common_$(declare -f teardown)"
 teardown() {
     kill_postgres
     rm -rf --one-file-system "$PLACE"
+    ! mountpoint -q /mnt || umount -l /mnt
     common_teardown
 }
 
@@ -210,7 +211,7 @@ toolchain() {
     if [[ $sysroot == /usr ]]; then
         TOOLCHAIN=/usr
     else
-        mountpoint -q /mnt || mount --bind -o ro "$sysroot" /mnt
+        mount --bind -o ro "$sysroot" /mnt
         TOOLCHAIN=/mnt
     fi
 }
@@ -358,11 +359,13 @@ find_postgres() {
         POSTGRES_BIN=$found
         if [[ $found == "$ROOT"/* ]]; then
             # Perhaps in root's home, too.
-            mountpoint -q /mnt || mount --bind -o ro "$ROOT/target/postgresql/usr" /mnt
+            mount --bind -o ro "$ROOT/target/postgresql/usr" /mnt
             POSTGRES_BIN=/mnt${found#"$ROOT/target/postgresql/usr"}
         fi
+        return 0
     done
-    [[ -n $POSTGRES_BIN ]] || { echo "no PostgreSQL here: run tests/run.sh, which gets it" >&2; return 1; }
+    echo "no PostgreSQL here: run tests/run.sh, which gets it" >&2
+    return 1
 }
 
 pg() { # PROGRAM [ARGUMENT]...

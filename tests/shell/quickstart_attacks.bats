@@ -5,9 +5,6 @@
 load common
 load attacks
 
-eval "common_$(declare -f setup_file)"
-eval "common_$(declare -f teardown)"
-
 # Plays the quickstart, goes on in its mount as its hints say, unmounts, and keeps store, key file and anchor.
 setup_file() {
     common_setup_file
@@ -50,19 +47,6 @@ go_on() {
     cp IT.json ES.json PT.json south/
     cd ../languages
     rm [b-z]* a[b-z]*
-}
-
-setup() {
-    new_paths
-    expect_log '^\[[^]]* (WARN|ERROR) '
-    pristine
-    TABLES=$STORE/tables
-}
-
-teardown() {
-    local panics=0
-    ! grep -q 'panicked at' "$LOG" 2>/dev/null || panics=1
-    common_teardown && return "$panics"
 }
 
 # The backing file or folder of a path on the mount.

@@ -4,8 +4,6 @@
 load common
 load attacks
 
-eval "common_$(declare -f setup_file)"
-
 # One store for the attacks; the other tests start from a copy of it, too.
 setup_file() {
     common_setup_file
