@@ -51,6 +51,8 @@ pub enum MountError {
     /// Neither the right to mount nor a fusermount3.
     NoHelper,
     NotADirectory(PathBuf),
+    /// There is no such directory.
+    NoMountPoint(PathBuf),
     /// A kmsfs is mounted there and answers.
     MountedAlready(PathBuf),
     /// Something else is mounted there that nobody serves.
@@ -72,6 +74,7 @@ impl fmt::Display for MountError {
                 f.write_str("mounting and unmounting need root or fusermount3, and there is no fusermount3")
             }
             Self::NotADirectory(path) => write!(f, "{} is not a directory", path.display()),
+            Self::NoMountPoint(path) => write!(f, "cannot mount at {}: No such file or directory", path.display()),
             Self::MountedAlready(path) => write!(f, "a kmsfs is mounted at {} already", path.display()),
             Self::Dead(path) => write!(f, "another file system's dead mount is at {}: unmount it", path.display()),
             Self::Hidden(path) => write!(f, "something else was mounted over {}", path.display()),
@@ -88,6 +91,7 @@ impl std::error::Error for MountError {
             | Self::ClosedFuse
             | Self::NoHelper
             | Self::NotADirectory(_)
+            | Self::NoMountPoint(_)
             | Self::MountedAlready(_)
             | Self::Dead(_)
             | Self::Hidden(_) => None,
@@ -118,7 +122,13 @@ pub fn harden() -> io::Result<()> {
 
 /// Makes `path` absolute and checks that something can be mounted there. A dead kmsfs mount is cleared away.
 pub fn prepare_mount_point(path: &Path) -> Result<PathBuf, MountError> {
-    let path = absolute(path).map_err(cannot("find the mount point"))?;
+    let path = absolute(path).map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            MountError::NoMountPoint(path.to_owned())
+        } else {
+            MountError::Io { what: "find the mount point", error }
+        }
+    })?;
     if sys::is_dead(&path) {
         let entry = sys::mount_at(&path).map_err(cannot("read the mount table"))?;
         if entry.is_none_or(|entry| entry.fs_type != FS_TYPE) {

@@ -134,6 +134,7 @@ impl Exit {
         match error {
             MountError::NoFuse | MountError::ClosedFuse | MountError::NoHelper => Self::NoFuse,
             MountError::MountedAlready(_) | MountError::Hidden(_) => Self::Busy,
+            MountError::NoMountPoint(_) => Self::NotFound,
             MountError::NotADirectory(_) | MountError::Dead(_) => Self::Failed,
             MountError::Io { error, .. } => Self::of_io(error),
         }

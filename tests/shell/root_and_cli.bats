@@ -120,7 +120,8 @@ status_of() { # MEMBER
     exits_with 7 kmsfs mount "$T/empty" "$MNT" --key-file "$KEYFILE" --log-file "$LOG"
     exits_with 7 kmsfs mount "$T/nothing" "$MNT" --key-file "$KEYFILE" --log-file "$LOG"
     start_store
-    exits_with 7 kmsfs mount "$STORE" "$T/no-mount-point" --key-file "$KEYFILE" --log-file "$LOG"
+    exits_with 7 kmsfs mount "$STORE" "$T/no-mount-point" --key-file "$KEYFILE" --log-file "$LOG" 2>"$T/message"
+    grep -q "$T/no-mount-point: No such file" "$T/message"
 }
 
 @test "a mount answers when the command returns, and findmnt knows it" {
