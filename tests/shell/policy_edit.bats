@@ -112,7 +112,7 @@ every_save_by() { # IDIOM
     bad_save_by "$1" lockout 'PutKeyPolicy'
     good_save_by "$1"
     # No temporary file is left that a listing shows.
-    equal "$(as carol ls -A "$(dirname "$POLICY")" | grep -vxE 'policy\.(json|error|generation)|key\.json|ctl|ctl\.result|grants|query|(en|de|re-en)crypt|generate-data-key' | grep -vE '~$|\.new$|\.sw[a-z]$' || true)" ''
+    equal "$(as carol ls -A "$(dirname "$POLICY")" | grep -vxE 'policy\.(json|error|generation)|key\.json|ctl|ctl\.result|grants(\.jsonl)?|status\.json|query|(en|de|re-en)crypt|generate-data-key' | grep -vE '~$|\.new$|\.sw[a-z]$' || true)" ''
 }
 
 @test "vim, as a script" { every_save_by by_vim_script; }
