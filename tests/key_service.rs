@@ -262,6 +262,29 @@ fn the_reason_of_a_denial_is_for_those_who_may_read_the_policy() {
     assert!(!described.contains("Not bob"), "{described}");
 }
 
+#[test]
+fn a_grant_counts_for_direct_calls_and_in_answers() {
+    let bench = Bench::new();
+    let backup = context(&[("purpose", "backup")]);
+    let sealed = bench.encrypt(ALICE, &backup, b"x").unwrap();
+    let other = bench.encrypt(ALICE, &context(&[]), b"x").unwrap();
+    assert!(matches!(bench.decrypt(BOB, &backup, &sealed), Err(KmsError::Denied { .. })));
+    let line = r#"create-grant {"GranteePrincipal": "uid:61002", "Operations": ["Decrypt"], "Constraints": {"EncryptionContextSubset": {"purpose": "backup"}}}"#;
+    bench.as_user(ROOT, |kms, who| kms.run_key_command(who, &bench.key, line)).unwrap();
+    assert_eq!(bench.decrypt(BOB, &backup, &sealed).unwrap(), b"x");
+    assert!(matches!(bench.decrypt(BOB, &context(&[]), &other), Err(KmsError::Denied { .. })));
+    let simulate = |pairs| {
+        let asked = Simulate { r#as: "uid:61002".to_owned(), action: "Decrypt".to_owned(), about: about(pairs) };
+        bench.query(ROOT, &Query::Simulate(asked), b"").unwrap()["Reason"].as_str().unwrap().to_owned()
+    };
+    assert!(simulate(&[("purpose", "backup")]).contains("by grant"), "{}", simulate(&[("purpose", "backup")]));
+    assert!(simulate(&[]).contains("constraint of grant"), "{}", simulate(&[]));
+    let asked = WhoCan { action: "Decrypt".to_owned(), about: about(&[("purpose", "backup")]) };
+    let answer = bench.query(ROOT, &Query::WhoCan(asked), b"").unwrap();
+    let uids: Vec<_> = answer["Principals"].as_array().unwrap().iter().map(|row| row["Uid"].clone()).collect();
+    assert_eq!(uids, [json!(ALICE), json!(BOB)]);
+}
+
 fn about(pairs: &[(&str, &str)]) -> About {
     About { encryption_context: context(pairs).pairs().clone(), ..About::default() }
 }

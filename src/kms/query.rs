@@ -115,6 +115,11 @@ impl Ground {
         self.with(policy, |scene| ask(&Scene { grants: &grants, ..*scene }))
     }
 
+    /// Whom the key's grants are given to, beside those whom the policies name.
+    fn grantees(&self) -> Vec<Grantee> {
+        self.key.as_ref().map_or_else(Vec::new, |(key, _)| key.grants().grantees())
+    }
+
     /// Whether any grant of the key is bound to a context.
     fn grants_test_context(&self) -> bool {
         self.key.as_ref().is_some_and(|(key, _)| key.grants().test_context())
@@ -199,7 +204,7 @@ impl Kms {
         let action = action_named(&asked.action)?;
         let ground = self.ground(key, asked.about.table.as_deref())?;
         let (context, direct) = self.context_of(key, action, &asked.about)?;
-        let (accounts, complete) = ground.with(None, |scene| accounts_for(&[scene]));
+        let (accounts, complete) = ground.with(None, |scene| accounts_for(&[scene], &ground.grantees()));
         let mut everyone = Value::Null;
         let mut principals = Vec::new();
         for account in &accounts {
@@ -241,8 +246,9 @@ impl Kms {
         }
         .is_err();
         let places = self.places(key, &ground, &new, asked.item.as_deref());
-        let (accounts, complete) =
-            ground.with(None, |old| ground.with(Some((&new, &bindings)), |new| accounts_for(&[old, new])));
+        let (accounts, complete) = ground.with(None, |old| {
+            ground.with(Some((&new, &bindings)), |new| accounts_for(&[old, new], &ground.grantees()))
+        });
         let mut changes = Vec::new();
         for account in &accounts {
             let allowed = |policy: Option<(&Policy, &Bindings)>, action: Action, place: &Place| {
@@ -277,6 +283,9 @@ impl Kms {
         let now = key.now().ok_or(KmsError::Tampered)?;
         if now.is_owned() {
             return Err(KmsError::NotFound);
+        }
+        if key.grants().are_damaged() {
+            return Err(KmsError::Tampered);
         }
         let resource = resource_of(key, &now).to_vec();
         Ok(Ground { key: Some((Arc::clone(key), now)), store, resource })
@@ -439,8 +448,9 @@ fn of_user(uid: u32, name: Option<String>) -> Account {
 
 /// Everybody whom a policy may speak of: the host's accounts, the uids that policies and grants name beside them, and one
 /// who is neither. The groups are asked for where they count. False: there are more accounts than are gone through.
-fn accounts_for(scenes: &[&Scene<'_>]) -> (Vec<Account>, bool) {
-    let by_groups = scenes.iter().any(|scene| scene.uses_groups());
+fn accounts_for(scenes: &[&Scene<'_>], grantees: &[Grantee]) -> (Vec<Account>, bool) {
+    let by_grant = grantees.iter().any(|grantee| matches!(grantee, Grantee::Gid(_)));
+    let by_groups = by_grant || scenes.iter().any(|scene| scene.uses_groups());
     let known = sys::all_accounts(ACCOUNTS_MOST);
     let complete = known.len() < ACCOUNTS_MOST;
     let mut named = BTreeSet::from([STRANGER]);
@@ -450,11 +460,11 @@ fn accounts_for(scenes: &[&Scene<'_>]) -> (Vec<Account>, bool) {
             named.extend(policy.uids());
             named.extend(bindings.users.values());
         }
-        named.extend(scene.grants.iter().filter_map(|grant| match grant.grantee {
-            Grantee::Uid(uid) => Some(uid),
-            Grantee::Gid(_) => None,
-        }));
     }
+    named.extend(grantees.iter().filter_map(|grantee| match grantee {
+        Grantee::Uid(uid) => Some(*uid),
+        Grantee::Gid(_) => None,
+    }));
     let mut accounts = Vec::with_capacity(known.len());
     for account in known {
         named.remove(&account.uid);

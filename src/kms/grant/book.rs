@@ -110,6 +110,11 @@ impl Grants {
         self.any.load(Ordering::Acquire)
     }
 
+    /// Whom they are given to.
+    pub(in crate::kms) fn grantees(&self) -> Vec<Grantee> {
+        self.read().held.keys().copied().collect()
+    }
+
     /// Whether any of them is bound to a context.
     pub(in crate::kms) fn test_context(&self) -> bool {
         self.constrained.load(Ordering::Acquire) > 0
