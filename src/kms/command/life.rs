@@ -9,7 +9,8 @@ use crate::kms::{Key, Kms, KmsError, Subject};
 /// The commands about a key, for who has written something else.
 const KNOWN: &str = "add-user P..., remove-user P..., rebind, describe TEXT, rename NAME, enable, disable, rotate, \
                      auto-rotate [DAYS|off], schedule-deletion DAYS NAME, cancel-deletion, blast-radius, \
-                     confirm-elapsed NAME, create-grant JSON, revoke-grant ID..., retire-grant ID, forget-damaged-grants";
+                     confirm-elapsed NAME, retire-versions NAME, create-grant JSON, revoke-grant ID..., \
+                     retire-grant ID, forget-damaged-grants";
 
 impl Kms {
     pub(super) fn run_life_command(
